@@ -1,0 +1,3 @@
+//! `mount.snapfs`: mount(8)'s helper.
+
+fn main() {}

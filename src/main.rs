@@ -1,0 +1,3 @@
+//! `snapfs`: the daemon and its command line.
+
+fn main() {}

@@ -1,0 +1,29 @@
+//! Every annotation key that snapfs writes or reads, in one list.
+
+/// When the image was made, RFC 3339 (image-spec `annotations.md`).
+pub const CREATED: &str = "org.opencontainers.image.created";
+/// Who made it.
+pub const AUTHORS: &str = "org.opencontainers.image.authors";
+/// What it is, for a person.
+pub const DESCRIPTION: &str = "org.opencontainers.image.description";
+/// The name of an entry of `index.json` (image-spec `image-layout.md`).
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The image that the container was started from.
+pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
+
+/// `commit`, `checkpoint`, or absent for an image that came from elsewhere.
+pub const KIND: &str = "io.snapfs.kind";
+/// The container's name at its engine.
+pub const CONTAINER_NAME: &str = "io.snapfs.container.name";
+/// The container's id at its engine.
+pub const CONTAINER_ID: &str = "io.snapfs.container.id";
+/// The engine that had the container.
+pub const ENGINE: &str = "io.snapfs.engine";
+/// How the container was held still: `full`, `none`, `stop`, or `paused` when its user had paused it.
+pub const PAUSE: &str = "io.snapfs.pause";
+/// How long the container was frozen, in whole microseconds.
+pub const FROZEN_MICROSECONDS: &str = "io.snapfs.frozen_us";
+/// How many files changed under the reader (`pause=none`), and are therefore not as they were at any one time.
+pub const TORN_FILES: &str = "io.snapfs.torn_files";
+/// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.
+pub const SKIPPED_SOCKETS: &str = "io.snapfs.skipped_sockets";
