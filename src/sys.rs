@@ -1,3 +1,7 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
+pub mod abi;
 pub mod clock;
+pub mod daemonize;
+pub mod mount;
+pub mod process;
