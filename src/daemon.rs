@@ -217,11 +217,9 @@ fn serve(
     }
     log::info!("serving {}", target.path().display());
     notify(&[NotifyState::Ready]);
-    if let Some(readiness) = readiness.and_then(Option::take) {
-        if readiness.ready().is_err() {
-            log::warn!("whoever asked for the mount has left: unmounting");
-            unmount();
-        }
+    if readiness.and_then(Option::take).is_some_and(|readiness| readiness.ready().is_err()) {
+        log::warn!("whoever asked for the mount has left: unmounting");
+        unmount();
     }
 
     let ended = wait(&inbox, || {
