@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, select, unbounded};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,8 +24,8 @@ use crate::sys::daemonize::{self, Outcome, Readiness, Side};
 use crate::sys::mount::Flags;
 use crate::tree::Tree;
 
-/// How long after a signal open files may keep the daemon, before it ends and they fail with `ENOTCONN`.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long the daemon serves open files after its last job, when a signal ends it; then they fail with `ENOTCONN`.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The daemon could not be started, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -182,12 +182,6 @@ fn in_background(
     serve(args, options, dir, Some(readiness))
 }
 
-/// What ends the daemon, or is about to.
-enum Event {
-    Ended(Result<(), fuse::Error>),
-    Signal(i32),
-}
-
 /// Mount and serve until the mount is gone, by whatever hand.
 fn serve(
     args: &MountArgs,
@@ -196,22 +190,28 @@ fn serve(
     readiness: Option<&mut Option<Readiness>>,
 ) -> Result<(), Error> {
     let target = Target::prepare(dir)?;
-    let parts = compose(options)?;
-    let (events, inbox) = unbounded();
+    let Parts { tree, cancel, finish } = compose(options)?;
 
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Start)?;
-    let sender = events.clone();
-    spawn("signals", move || signals.forever().for_each(|signal| drop(sender.send(Event::Signal(signal)))))?;
+    let (sender, signalled) = unbounded();
+    spawn("signals", move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
 
     let how = fuse::Options { source: args.source.clone(), flags: flags(options) };
-    let session = Session::mount(Arc::clone(&parts.tree), &target, &how)?;
+    let session = Session::mount(tree, &target, &how)?;
     let unmounter = session.unmounter();
     let unmount = || {
         if let Err(error) = unmounter.unmount() {
             log::error!("cannot unmount {}: {error}", target.path().display());
         }
     };
-    if let Err(error) = spawn("session", move || drop(events.send(Event::Ended(session.run())))) {
+    let (sender, ended) = bounded(1);
+    if let Err(error) = spawn("session", move || drop(sender.send(session.run()))) {
         unmount();
         return Err(error);
     }
@@ -222,66 +222,83 @@ fn serve(
         unmount();
     }
 
-    let ended = wait(&inbox, || {
-        notify(&[NotifyState::Stopping]);
-        (parts.cancel)();
-        unmount();
-    });
+    let unmounted = until_stopped(&signalled, &ended);
     notify(&[NotifyState::Stopping]);
-    if ended.is_err() {
+    if unmounted.is_none() {
+        cancel();
+    }
+    if !matches!(unmounted, Some(Ok(()))) {
         unmount();
     }
-    finish(parts, &inbox);
-    log::info!("{} is unmounted", target.path().display());
-    Ok(ended?)
+    let patience = if unmounted.is_none() { Patience::Spent } else { Patience::Left };
+    attend(&signalled, cancel, patience, finish)?;
+    // What waited for a job has its answer now, and closes its file. Others, a shell's working directory for one, are
+    // not waited for.
+    let result = unmounted.or_else(|| ended.recv_timeout(GRACE).ok());
+    log::info!("{} is unmounted{}", target.path().display(), if result.is_some() { "" } else { "; files were open" });
+    Ok(result.unwrap_or(Ok(()))?)
 }
 
-/// Until the session ends, or a signal came and the grace is over, or a second signal came.
-fn wait(inbox: &crossbeam_channel::Receiver<Event>, stop: impl Fn()) -> Result<(), fuse::Error> {
-    let mut stopping = false;
+/// The session's result, or `None` for a signal to stop.
+fn until_stopped(signalled: &Receiver<i32>, ended: &Receiver<Served>) -> Option<Served> {
     loop {
-        let event = if stopping { inbox.recv_timeout(GRACE) } else { inbox.recv().map_err(Into::into) };
-        match event {
-            Ok(Event::Ended(result)) => return result,
-            Ok(Event::Signal(SIGHUP)) => log::info!("SIGHUP: there is nothing to reload"),
-            Ok(Event::Signal(_)) if stopping => return Ok(()),
-            Ok(Event::Signal(signal)) => {
-                log::info!("signal {signal}: stopping");
-                stopping = true;
-                stop();
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                log::warn!("files are still open after {GRACE:?}: they fail from now on");
-                return Ok(());
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        select! {
+            recv(ended) -> result => return Some(result.unwrap_or(Ok(()))),
+            recv(signalled) -> signal => match signal {
+                Ok(SIGHUP) => log::info!("SIGHUP: there is nothing to reload"),
+                Ok(signal) => {
+                    log::info!("signal {signal}: stopping");
+                    return None;
+                }
+                Err(_) => return ended.recv().ok(),
+            },
         }
     }
 }
 
-/// Let the jobs end, and let a signal hurry them meanwhile.
-fn finish(parts: Parts, inbox: &crossbeam_channel::Receiver<Event>) {
-    let Parts { tree, cancel, finish } = parts;
-    drop(tree);
+/// How a session ended.
+type Served = Result<(), fuse::Error>;
+
+/// Whether the jobs were left to end by themselves so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    Left,
+    Spent,
+}
+
+/// Run `finish`. A signal meanwhile cancels the jobs, one more ends the daemon on the spot: what that leaves behind is
+/// what a kill would, and the guard thaws.
+fn attend(
+    signalled: &Receiver<i32>,
+    cancel: Arc<dyn Fn() + Send + Sync>,
+    mut patience: Patience,
+    finish: Box<dyn FnOnce()>,
+) -> Result<(), Error> {
     let (done, is_done) = bounded::<()>(0);
-    let inbox = inbox.clone();
-    let hurry = spawn("finish", move || {
+    let signalled = signalled.clone();
+    let thread = spawn("finish", move || {
         loop {
-            crossbeam_channel::select! {
-                recv(inbox) -> event => match event {
-                    Ok(Event::Signal(SIGTERM | SIGINT)) => cancel(),
-                    Ok(Event::Signal(_) | Event::Ended(_)) => {}
-                    Err(_) => break,
+            select! {
+                recv(signalled) -> signal => match (signal, patience) {
+                    (Ok(SIGHUP), _) => {}
+                    (Ok(_), Patience::Left) => {
+                        cancel();
+                        patience = Patience::Spent;
+                    }
+                    (Ok(signal), Patience::Spent) => {
+                        log::warn!("signal {signal}: leaving jobs behind");
+                        std::process::exit(EXIT_USAGE.into());
+                    }
+                    (Err(_), _) => return,
                 },
-                recv(is_done) -> _ => break,
+                recv(is_done) -> _ => return,
             }
         }
-    });
+    })?;
     finish();
     drop(done);
-    if let Ok(thread) = hurry {
-        let _ = thread.join();
-    }
+    let _ = thread.join();
+    Ok(())
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {

@@ -254,11 +254,14 @@ impl Tree {
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr, Error> {
         let name = name.to_str().unwrap_or_default();
         if parent == 1 {
-            let at = NAMES.iter().position(|(known, _)| *known == name);
-            return self.attr(at.map_or(0, |at| at as u64 + 2)).map_err(|_| error(ErrorKind::NotFound, "no such file"));
+            if let Some(at) = NAMES.iter().position(|(known, _)| *known == name) {
+                return self.attr(at as u64 + 2);
+            }
         }
-        if let (9, Some(Ok(n @ 0..2000))) = (parent, name.strip_prefix("file").map(str::parse::<u64>)) {
-            return self.attr(1000 + n);
+        if let (9, Some(Ok(n))) = (parent, name.strip_prefix("file").map(str::parse::<u64>)) {
+            if n < 2000 {
+                return self.attr(1000 + n);
+            }
         }
         Err(error(ErrorKind::NotFound, "no such file"))
     }
