@@ -56,10 +56,11 @@ demo: need-root build lab
 
 ## install     DESTDIR= PREFIX=/usr; what `make build` made
 install:
-	@[ -x $(release)/snapfs ] && [ -x $(release)/mount.snapfs ] || \
-		{ echo "$(release)/snapfs or mount.snapfs is missing: run 'make build' first" >&2; exit 1; }
+	@[ -x $(release)/snapfs ] && [ -x $(release)/mount-snapfs ] || \
+		{ echo "$(release)/snapfs or mount-snapfs is missing: run 'make build' first" >&2; exit 1; }
+	@# Cargo allows no dot in the name of a binary, mount(8) asks for one.
 	install -D -m 755 $(release)/snapfs $(bindir)/snapfs
-	install -D -m 755 $(release)/mount.snapfs $(sbindir)/mount.snapfs
+	install -D -m 755 $(release)/mount-snapfs $(sbindir)/mount.snapfs
 	ln -sf mount.snapfs $(sbindir)/mount.fuse.snapfs
 	$(foreach unit,$(units),install -D -m 644 $(unit) $(unitdir)/$(notdir $(unit)) &&) :
 	$(foreach page,$(pages),install -D -m 644 $(page) $(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) :
