@@ -73,7 +73,7 @@ uninstall:
 
 ## clean       remove what was built, and the cached labs
 clean:
-	rm -rf $(target)
+	$(CARGO) clean
 	tests/lab/build --clean
 
 ## help        this list
