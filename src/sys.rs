@@ -1,3 +1,4 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
 pub mod clock;
+pub mod inside;
