@@ -1,3 +1,8 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
+pub mod cgroup;
 pub mod clock;
+pub mod inside;
+pub mod packet;
+pub mod process;
+mod procfs;
