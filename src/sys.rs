@@ -1,3 +1,5 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
 pub mod clock;
+pub mod dir;
+pub mod xattr;
