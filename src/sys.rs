@@ -2,7 +2,9 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod dir;
 pub mod inside;
 pub mod packet;
 pub mod process;
 mod procfs;
+pub mod xattr;

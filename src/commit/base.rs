@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Map, Value, json};
 
-use crate::commit::{Context, Error, changeset, source, tar};
-use crate::engine::{BaseImage, BaseLayer, Container, RootFs};
+use crate::commit::{Context, Error, flatten, source, tar};
+use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
 use crate::image::{Compression, Layer, LayerWriter, Parent};
 use crate::oci::Descriptor;
 use crate::progress::Progress;
@@ -36,7 +36,8 @@ pub(super) fn import(
         RootFs::Overlay(overlay) => vec![import_lowers(context, lease, overlay, progress)?],
         RootFs::Directory(_) => Vec::new(),
     };
-    Ok(Parent { name: container.image.clone(), config: config_of_bundle(&container.read_spec()?), layers })
+    let spec = container.read_spec()?.unwrap_or_default();
+    Ok(Parent { name: container.image.clone(), config: config_of_bundle(&spec), layers })
 }
 
 fn import_image(context: &Context<'_>, lease: &Lease, base: BaseImage, progress: &Progress) -> Result<Parent, Error> {
@@ -84,17 +85,16 @@ fn import_layer(
 fn import_lowers(
     context: &Context<'_>,
     lease: &Lease,
-    overlay: &crate::engine::Overlay,
+    overlay: &Overlay,
     progress: &Progress,
 ) -> Result<Layer, Error> {
-    let lowers = source::lowers(overlay);
-    let fingerprint = changeset::fingerprint(&lowers, progress)?;
+    let fingerprint = flatten::fingerprint(&overlay.lower, progress)?;
     if let Some(known) = known_layer(context, lease, BY_FINGERPRINT, &fingerprint.hex())? {
         return Ok(known);
     }
-    let changes = changeset::flatten(&lowers, progress)?;
+    let changes = flatten::flatten(&overlay.lower, source::namespace(overlay), progress)?;
     let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
-    tar::write(changes, &mut writer, &tar::Rules::still(context.clock), progress)?;
+    tar::write(&changes, &mut writer, progress, tar::Options::default())?;
     let layer = writer.finish()?;
     remember_layer(context, BY_FINGERPRINT, &fingerprint.hex(), &layer);
     progress.log(format!("made base layer {} of the lower directories", layer.diff_id));

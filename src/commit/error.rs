@@ -11,6 +11,9 @@ pub enum Error {
     /// `create` was asked for.
     #[error("the image {0} exists, and create was asked for; leave create out to move the name, or take another")]
     Exists(ImageName),
+    /// It was stopped when the commit began, and runs.
+    #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
+    Started(String),
     /// The engine could not say what it should.
     #[error(transparent)]
     Engine(#[from] engine::Error),
