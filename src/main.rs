@@ -1,3 +1,22 @@
 //! `snapfs`: the daemon and its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use snapfs::cli::{Cli, EXIT_USAGE};
+use snapfs::daemon;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // clap would exit with 2, which mount(8) reserves for system errors.
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    daemon::run(cli).unwrap_or_else(|error| {
+        eprintln!("snapfs: {error}");
+        ExitCode::from(error.exit_code())
+    })
+}
