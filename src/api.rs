@@ -120,6 +120,11 @@ impl Snapfs {
         self.jobs.last()
     }
 
+    /// Ask every job to stop; returns at once.
+    pub fn cancel_all(&self) {
+        self.jobs.cancel_all();
+    }
+
     /// Cancel every job and wait until none runs: no container stays frozen behind a daemon that ends in order.
     pub fn shut_down(&self) {
         self.jobs.shut_down();
@@ -129,10 +134,11 @@ impl Snapfs {
     pub fn health(&self) -> String {
         let mut lines = vec![format!("pid {}", std::process::id())];
         lines.extend(self.engines.health());
-        let usage = self.store.usage();
-        lines.push(format!("store_images {}", usage.names));
-        lines.push(format!("store_blobs {}", usage.blobs));
-        lines.push(format!("store_bytes {}", usage.bytes));
+        match self.store.failure() {
+            None => lines.push("store ok".to_owned()),
+            Some(reason) => lines.push(format!("store read-only: {reason}")),
+        }
+        lines.push(format!("store_images {}", self.store.names().len()));
         lines.extend(self.store.faults().iter().map(|fault| format!("store_fault {fault}")));
         let (queued, running) = self.jobs.load();
         lines.push(format!("jobs_queued {queued}"));

@@ -181,14 +181,19 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         }
     }
 
-    /// Cancel everything, admit no more, and wait until the running work has ended.
-    pub fn shut_down(&self) {
+    /// Cancel everything; what is admitted from now on never begins. Returns at once.
+    pub fn cancel_all(&self) {
         for (job, _) in self.shared.queue.close() {
             end(&self.shared, &job, Finish::Cancelled((self.shared.stopped)("the daemon is stopping")));
         }
         for job in self.shared.jobs.lock().values() {
             job.progress.cancel();
         }
+    }
+
+    /// [Cancel everything](Self::cancel_all), and wait until the running work has ended.
+    pub fn shut_down(&self) {
+        self.cancel_all();
         for worker in self.workers.lock().drain(..) {
             // A worker catches what its work throws; if it died all the same there is nothing left to wait for.
             let _ = worker.join();

@@ -62,6 +62,7 @@ use crate::store::lease::Pins;
 use crate::store::names::Names;
 use crate::store::scan::scan;
 use crate::sys::boot;
+pub use crate::sys::space::Space;
 
 /// An open store. Clones share it, and threads may use it at once.
 #[derive(Debug, Clone)]
@@ -168,6 +169,12 @@ impl Store {
         let names = self.0.names.read();
         let entries = names.list(directory).into_iter().flatten();
         entries.map(|(name, entry)| (name.clone(), entry.clone())).collect()
+    }
+
+    /// How much room the store's file system has.
+    pub fn space(&self) -> Result<Space, Error> {
+        let place = self.0.disk.place();
+        Space::of(place).map_err(|source| Error::io("ask for the space of", place.to_owned(), source))
     }
 
     /// How much the store holds. Looks at every blob.

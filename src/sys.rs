@@ -13,4 +13,5 @@ pub mod mount;
 pub mod packet;
 pub mod process;
 mod procfs;
+pub mod space;
 pub mod xattr;

@@ -15,7 +15,7 @@ mod jobs;
 mod node;
 
 pub use crate::api::{Error, ErrorKind};
-pub use attr::{Access, Attr, Caller, DirEntry, Kind, Lifetime, Space};
+pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
 
@@ -129,9 +129,9 @@ impl Tree {
     }
 
     /// Truncating and touching a control file is what shells do before they write: accepted, and without effect.
-    pub fn set_attr(&self, ino: u64, changes_owner_or_mode: bool) -> Result<Attr, Error> {
+    pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
-        if changes_owner_or_mode {
+        if change.owner || change.mode {
             return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set group= when mounting"));
         }
         if !node.is_control() {
@@ -251,9 +251,38 @@ impl Tree {
         }
     }
 
-    /// Close a file or a directory. A job goes on.
+    /// Whether a read of an open file would not block. Writes never would: a descriptor that must not block is answered
+    /// once the job is admitted.
+    pub fn poll(&self, fh: u64) -> Result<Ready, Error> {
+        let read = match self.handle(fh)? {
+            Handle::Coming(coming) => coming.get().is_some(),
+            Handle::Wait(job) => job.state().is_terminal(),
+            Handle::Control(conversation) => {
+                conversation.last.lock().as_ref().is_none_or(|last| last.outcome.end().is_some())
+            }
+            Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+        };
+        Ok(Ready { read, write: true })
+    }
+
+    /// Close a file. A job goes on.
     pub fn release(&self, fh: u64) {
         self.handles.lock().remove(fh);
+    }
+
+    /// Close a directory.
+    pub fn release_dir(&self, fh: u64) {
+        self.handles.lock().remove(fh);
+    }
+
+    /// No file of the tree can be deleted by itself.
+    pub fn unlink(&self, parent: u64, name: &OsStr, _caller: &Caller) -> Result<(), Error> {
+        let parent = self.node(parent)?;
+        let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
+        match found.ok_or_else(|| not_found(name))?.kind() {
+            Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
+            Kind::File | Kind::Symlink => Err(fixed()),
+        }
     }
 
     /// `rmdir images/NAME`: delete the name.
@@ -280,8 +309,10 @@ impl Tree {
     /// too replaces it.
     pub fn rename(
         &self,
-        (parent, name): (u64, &OsStr),
-        (new_parent, new_name): (u64, &OsStr),
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
         no_replace: bool,
         caller: &Caller,
     ) -> Result<(), Error> {
@@ -299,11 +330,12 @@ impl Tree {
         self.api.rename_image(&source.name, &target, !no_replace)
     }
 
-    /// Why nothing can be made in `parent`.
-    pub fn refuse(&self, parent: u64) -> Error {
+    /// Why nothing can be made in `parent`; `what` would have been made.
+    pub fn refuse(&self, parent: u64, what: &str) -> Error {
         match self.node(parent) {
             Ok(Node::Images(_)) => {
-                Error::new(ErrorKind::Denied, "images are made by writing a name to containers/NAME/commit")
+                let how = "images are made by writing a name to containers/NAME/commit";
+                Error::new(ErrorKind::Denied, format!("no {what} can be made here: {how}"))
             }
             Ok(_) => fixed(),
             Err(error) => error,
@@ -429,11 +461,10 @@ impl Tree {
     }
 
     fn time(&self, node: &Node) -> SystemTime {
-        let text = match node {
+        let time = match node {
             Node::Image(key) | Node::ImageFile(key, _) => self.api.named_at(&key.name),
             _ => None,
         };
-        let time = text.and_then(|text| text.parse::<jiff::Timestamp>().ok());
         time.map_or(self.started, SystemTime::from)
     }
 }

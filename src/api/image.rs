@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use oci_spec::image as spec;
 
 use crate::api::{Error, ErrorKind, Image, ImageName, Snapfs};
 use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
-use crate::store::{Record, Replace};
+use crate::store::{self, Record, Replace, Space};
 
 /// An image under a name, as it was when it was looked up: whoever holds the key keeps seeing this image although the
 /// name has moved on.
@@ -33,21 +34,24 @@ const KEPT_IMAGES: usize = 1024;
 impl Snapfs {
     /// One level of the images: `prefix` is empty or names a directory of images.
     pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
-        self.store.list(prefix).into_iter().map(|(component, entry)| (component, self.image_entry(entry))).collect()
+        let entries = self.store.list(prefix).into_iter();
+        entries.filter_map(|(component, entry)| {
+            let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
+            Some((component, image_entry(&path, entry)?))
+        })
+        .collect()
     }
 
     /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        self.store.entry(name).or_else(|| self.store.entry(&name.replace("%3A", ":"))).map(|entry| self.image_entry(entry))
-    }
-
-    fn image_entry(&self, entry: crate::store::Entry) -> ImageEntry {
-        match entry {
-            crate::store::Entry::Name(name, record) => {
-                ImageEntry::Image(ImageKey { name, manifest: record.manifest.clone() })
-            }
-            crate::store::Entry::Directory => ImageEntry::Directory,
-        }
+        [name, &name.replace("%3A", ":")].into_iter().find_map(|name| {
+            let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
+                Some(record) => store::Entry::Image(record),
+                None if self.store.has_children(name) => store::Entry::Directory,
+                None => return None,
+            };
+            image_entry(name, entry)
+        })
     }
 
     /// The image itself.
@@ -85,9 +89,9 @@ impl Snapfs {
         Ok(self.store.open_blob(digest)?)
     }
 
-    /// When the name was last set, RFC 3339.
-    pub fn named_at(&self, name: &ImageName) -> Option<String> {
-        self.store.record(name).map(|record| record.created.clone())
+    /// When the name was last set.
+    pub fn named_at(&self, name: &ImageName) -> Option<Timestamp> {
+        self.store.record(name).map(|record| record.created)
     }
 
     /// Delete the name; blobs that nobody refers to are collected afterwards.
@@ -125,13 +129,23 @@ impl Snapfs {
         for blob in image.blobs() {
             lease.adopt(&blob.digest)?;
         }
-        let record = Record::new(key.manifest.clone(), self.clock.now(), Some(image.kind().to_owned()));
+        let kind = Some(image.kind().to_owned());
+        let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
         Ok(name.to_string())
     }
 
     /// Bytes and files of the store's file system: size, free, inodes, free inodes.
-    pub fn space(&self) -> Result<crate::store::Space, Error> {
+    pub fn space(&self) -> Result<Space, Error> {
         Ok(self.store.space()?)
     }
+}
+
+fn image_entry(path: &str, entry: store::Entry) -> Option<ImageEntry> {
+    Some(match entry {
+        store::Entry::Image(record) => {
+            ImageEntry::Image(ImageKey { name: path.parse().ok()?, manifest: record.manifest.clone() })
+        }
+        store::Entry::Directory => ImageEntry::Directory,
+    })
 }

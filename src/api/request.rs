@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Container, ContainerKey, Error, ErrorKind, JobId, LastWords, Snapfs, SnapfsJob};
+use crate::api::{ContainerKey, Error, ErrorKind, JobId, LastWords, Snapfs, SnapfsJob};
 use crate::commit::{self, Options};
 use crate::job::{Brief, Finish};
 use crate::progress::Progress;
@@ -75,7 +75,7 @@ impl Snapfs {
     /// The container as it is when its turn comes, not as it was when it was asked for.
     fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
         let container = self.container(key)?;
-        let engine = self.engines.engine_of(&container)?;
+        let engine = self.engine(&container)?;
         let _masked = self.mask_freeze(key);
         let context = commit::Context {
             store: &self.store,
@@ -107,17 +107,19 @@ impl Snapfs {
 
     /// A process inside a container never commands, whatever rights it has there.
     pub fn authorise(&self, tid: u32) -> Result<(), Error> {
-        let origin = Origin::of(tid);
-        let refused = |why: &str| Err(Error::new(ErrorKind::Denied, why));
-        if !origin.is_visible() {
-            return refused("the writer cannot be seen from the daemon's pid namespace: it may be inside a container");
-        }
-        if !origin.shares_our_namespaces() {
-            return refused("the writer is in another pid or user namespace; write from the host");
+        let denied = |why: String| Error::new(ErrorKind::Denied, why);
+        let origin = Origin::of(tid).map_err(|error| {
+            denied(format!("the writer cannot be looked at, it may be inside a container: {error}"))
+        })?;
+        if !origin.is_host() {
+            return Err(denied("the writer is in another pid or user namespace; write from the host".to_owned()));
         }
         let listing = self.engines.containers();
-        let inside = listing.iter().any(|container: &Container| origin.is_inside(&container.cgroup.paths()));
-        if inside { refused("a process inside a container may not command its host") } else { Ok(()) }
+        let home = listing.iter().find(|(_, container)| container.cgroup.hold(&origin));
+        match home {
+            Some((name, _)) => Err(denied(format!("the writer runs inside the container {name}; write from the host"))),
+            None => Ok(()),
+        }
     }
 
     /// The daemon's clock.

@@ -111,9 +111,10 @@ fn known_layer(context: &Context<'_>, lease: &Lease, kind: &str, key: &str) -> R
 
 fn remember_layer(context: &Context<'_>, kind: &str, key: &str, layer: &Layer) {
     // The cache only saves time: without it the layer is made again.
-    match serde_json::to_vec(&(&layer.descriptor, &layer.diff_id)) {
-        Ok(bytes) => context.store.remember(kind, key, &bytes),
-        Err(error) => log::warn!("a base layer is not remembered: {error}"),
+    let fact = serde_json::to_vec(&(&layer.descriptor, &layer.diff_id)).map_err(crate::image::Error::from);
+    let remembered = fact.and_then(|fact| Ok(context.store.remember(kind, key, &fact)?));
+    if let Err(error) = remembered {
+        log::warn!("a base layer is not remembered, and will be made again: {error}");
     }
 }
 

@@ -80,8 +80,11 @@ pub enum Error {
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// No such option.
-    #[error("there is no option {0:?}; commit takes {}", known())]
-    Unknown(String),
+    #[error("there is no option {option:?}; commit takes {}", known())]
+    Unknown {
+        /// What was given.
+        option: String,
+    },
     /// The option's value is not one of its values.
     #[error("{option}= cannot be {value:?}; it is {expected}")]
     Value {
@@ -135,7 +138,7 @@ impl Options {
         if name.contains('=') {
             return Err(Error::NoName(name));
         }
-        let mut options = Options::new(name.parse()?);
+        let mut options = Options::new(name.parse::<ImageName>()?);
         let mut seen = Vec::new();
         for word in words {
             let key = word.split_once('=').map_or(word.as_str(), |(key, _)| key).to_owned();
@@ -153,7 +156,7 @@ impl Options {
             match word {
                 "create" => self.create = true,
                 "async" => self.detach = true,
-                _ => return Err(Error::Unknown(word.to_owned())),
+                _ => return Err(Error::Unknown { option: word.to_owned() }),
             }
             return Ok(());
         };
@@ -173,7 +176,7 @@ impl Options {
                 Some(("annotation", key)) if !key.is_empty() => {
                     self.annotations.insert(annotation_key(key)?, value.to_owned());
                 }
-                _ => return Err(Error::Unknown(format!("{key}="))),
+                _ => return Err(Error::Unknown { option: format!("{key}=") }),
             },
         }
         Ok(())
@@ -262,10 +265,10 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know() {
-        assert!(matches!(parse("img frobnicate"), Err(Error::Unknown(_))));
-        assert!(matches!(parse("img frobnicate=1"), Err(Error::Unknown(_))));
-        assert!(matches!(parse("img label.=1"), Err(Error::Unknown(_))));
-        assert!(matches!(parse("img create=yes"), Err(Error::Unknown(_))));
+        assert!(matches!(parse("img frobnicate"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img frobnicate=1"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img label.=1"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img create=yes"), Err(Error::Unknown { .. })));
         assert!(matches!(parse("message=x"), Err(Error::NoName(_))));
         assert!(matches!(parse("img message='x"), Err(Error::Quote)));
         assert!(matches!(parse("img create create"), Err(Error::Twice(_))));
@@ -282,7 +285,7 @@ mod tests {
         for (name, values, _) in TABLE {
             let value = values.split(['|', '[']).next().unwrap();
             let result = parse(&format!("img {name}{value}"));
-            assert!(!matches!(result, Err(Error::Unknown(_))), "{name}: {result:?}");
+            assert!(!matches!(result, Err(Error::Unknown { .. })), "{name}: {result:?}");
         }
     }
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::engine::{Error, files};
+use crate::sys::process::Origin;
+
 /// A container as its engine's files describe it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -35,6 +38,14 @@ pub struct Container {
 }
 
 impl Container {
+    /// The runtime specification's configuration, byte for byte; `None` until there is one.
+    pub fn read_spec(&self) -> Result<Option<Vec<u8>>, Error> {
+        match &self.spec {
+            Some(path) => files::read(path, files::STATE_LIMIT),
+            None => Ok(None),
+        }
+    }
+
     /// The status but for the freezer: what to show while it is snapfs that froze the container.
     pub fn status_if_thawed(&self) -> Status {
         if self.status == Status::Paused { Status::Running } else { self.status }
@@ -131,4 +142,18 @@ pub struct CgroupPaths {
     pub v1_freezer: Option<PathBuf>,
     /// In the v2 hierarchy; next to v1 (hybrid) it can freeze, too.
     pub v2: Option<PathBuf>,
+}
+
+impl CgroupPaths {
+    /// Whether a thread is in one of them, or below.
+    pub fn hold(&self, origin: &Origin) -> bool {
+        let is_in = |path: &Option<PathBuf>, controller, roots: &[&str]| {
+            let path = path.as_deref()?;
+            let inside = roots.iter().find_map(|root| path.strip_prefix(root).ok())?;
+            // The root of a hierarchy is no container's cgroup: everybody is in it.
+            (!inside.as_os_str().is_empty()).then(|| origin.is_in(controller, &Path::new("/").join(inside)))
+        };
+        is_in(&self.v1_freezer, "freezer", &["/sys/fs/cgroup/freezer"]) == Some(true)
+            || is_in(&self.v2, "", &["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]) == Some(true)
+    }
 }

@@ -145,6 +145,11 @@ impl Listing {
         }
     }
 
+    /// The container that `engine` calls `id`.
+    pub fn by_id(&self, engine: &str, id: &str) -> Option<&Arc<Container>> {
+        self.containers.iter().map(|(_, container)| container).find(|c| c.engine == engine && c.id == id)
+    }
+
     /// As [`Engines::health`], of this listing.
     pub fn health(&self) -> Vec<String> {
         let mut lines = Vec::new();

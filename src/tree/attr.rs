@@ -91,3 +91,25 @@ pub struct Space {
     /// Inodes free.
     pub files_free: u64,
 }
+
+/// What setattr wants to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change {
+    /// The length.
+    pub size: Option<u64>,
+    /// The permission bits.
+    pub mode: bool,
+    /// The owner or the group.
+    pub owner: bool,
+    /// A time.
+    pub times: bool,
+}
+
+/// What poll(2) reports of an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// A read would not block.
+    pub read: bool,
+    /// A write would not block.
+    pub write: bool,
+}
