@@ -1,3 +1,5 @@
 //! `snapfs`: the daemon and its command line.
 
-fn main() {}
+fn main() {
+    snapfs::guard::take_over();
+}

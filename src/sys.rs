@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod flock;
 pub mod packet;
 pub mod process;
 mod procfs;
