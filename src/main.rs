@@ -7,6 +7,8 @@ use snapfs::cli::{Cli, EXIT_USAGE};
 use snapfs::daemon;
 
 fn main() -> ExitCode {
+    // Under its other name this program is the guard, and does not return.
+    snapfs::guard::take_over();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

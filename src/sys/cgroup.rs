@@ -21,10 +21,11 @@ const MOUNT: &str = "/sys/fs/cgroup";
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const MAGIC_V1: FsWord = 0x27_e0_eb;
 const MAGIC_V2: FsWord = 0x6367_7270;
-/// Rounds that only yield the processor before the first sleep: a busy task stops within some ten microseconds.
-const YIELDS: u32 = 200;
+/// Rounds that do not give up the processor: a task that runs on another one stops within some ten microseconds. To yield
+/// would serve a busy stranger first, for milliseconds; who sleeps is served first afterwards.
+const SPINS: u32 = 20;
 /// The pause between two looks after that.
-const PAUSE: Duration = Duration::from_micros(100);
+const PAUSE: Duration = Duration::from_micros(50);
 /// A v1 group in which processes keep appearing can stay `FREEZING` for ever; a short thaw gets it over the edge (the
 /// experience of runc, `fs/freezer.go`).
 const SHAKE: Duration = Duration::from_millis(20);
@@ -118,6 +119,13 @@ pub enum Version {
     V2,
 }
 
+impl Version {
+    /// The generation that [`Display`](fmt::Display) wrote.
+    pub fn parse(word: &str) -> Option<Version> {
+        [Version::V1, Version::V2].into_iter().find(|version| version.to_string() == word)
+    }
+}
+
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -172,6 +180,14 @@ impl Switch {
     /// The switch that [`files`](Self::files) took apart.
     pub fn new(version: Version, control: OwnedFd, request: OwnedFd) -> Switch {
         Switch { version, control, request }
+    }
+
+    /// The same switch once more.
+    ///
+    /// # Errors
+    /// What fcntl(2) answers: no file descriptors.
+    pub fn try_clone(&self) -> io::Result<Switch> {
+        Ok(Switch { version: self.version, control: self.control.try_clone()?, request: self.request.try_clone()? })
     }
 
     /// Its files, in the order that [`new`](Self::new) takes them, to be sent to another process.
@@ -546,12 +562,12 @@ fn read_numbers(group: &OwnedFd, file: &str, numbers: &mut Vec<u32>) -> Result<(
     Ok(())
 }
 
-/// Yield at first, then sleep; on v2 the sleep ends early when `cgroup.events` changes. The kernel sends no more than one
+/// Spin at first, then sleep; on v2 the sleep ends early when `cgroup.events` changes. The kernel sends no more than one
 /// such notice in 10 ms, so that waiting for it alone would be slow.
 fn pause(round: &mut u32, events: Option<&OwnedFd>) {
     *round = round.wrapping_add(1);
-    if *round < YIELDS {
-        rustix::thread::sched_yield();
+    if *round < SPINS {
+        std::hint::spin_loop();
     } else if let Some(events) = events {
         let mut files = [rustix::event::PollFd::new(events, rustix::event::PollFlags::PRI)];
         let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(PAUSE.subsec_nanos()) };

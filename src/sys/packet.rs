@@ -78,10 +78,9 @@ impl Socket {
             Err(errno) => return Err(errno.into()),
         };
         let mut files = [const { None }; MOST_FILES];
-        let received = control.drain().filter_map(|part| match part {
-            RecvAncillaryMessage::ScmRights(files) => Some(files),
-            _ => None,
-        });
+        let received = control
+            .drain()
+            .filter_map(|part| if let RecvAncillaryMessage::ScmRights(files) = part { Some(files) } else { None });
         for (slot, file) in files.iter_mut().zip(received.flatten()) {
             *slot = Some(file);
         }
