@@ -80,7 +80,9 @@ impl Snapfs {
         let (wake, ended) = bounded(1);
         // A full channel already holds the wake-up that this one would be.
         let waker = wake.clone();
-        let on_end = Box::new(move |_| drop(waker.try_send(())));
+        let on_end = Box::new(move |_| {
+            let _ = waker.try_send(());
+        });
         let stopped = |why: &str| Error::new(ErrorKind::Cancelled, why);
         let (collect, requests) = bounded(1);
         start_collector(parts.store.clone(), requests);

@@ -158,12 +158,16 @@ fn annotations(
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
     set(annotation::FROZEN_MICROSECONDS, held.frozen_for.as_micros().to_string());
-    let counts = [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
+    let counts =
+        [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         set(key, count.to_string());
     }
-    let words =
-        [(annotation::BASE_NAME, &parent.name), (annotation::AUTHORS, &options.author), (annotation::DESCRIPTION, &options.description)];
+    let words = [
+        (annotation::BASE_NAME, &parent.name),
+        (annotation::AUTHORS, &options.author),
+        (annotation::DESCRIPTION, &options.description),
+    ];
     for (key, text) in words {
         if let Some(text) = text {
             set(key, text.clone());

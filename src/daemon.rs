@@ -4,6 +4,7 @@
 //! anything else is touched), the parts, the mount, the word to whoever waits. Signals end it the other way round.
 
 mod log_sink;
+mod parts;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,9 +21,11 @@ use signal_hook::iterator::Signals;
 use crate::cli::{self, Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, Helper, HelperError, MountArgs};
 use crate::config::{self, Options};
 use crate::fuse::{self, Session, Target};
+use crate::store::Store;
 use crate::sys::daemonize::{self, Outcome, Readiness, Side};
 use crate::sys::mount::Flags;
-use crate::tree::Tree;
+use crate::{guard, store};
+use parts::Parts;
 
 /// How long after a signal open files may keep the daemon, before it ends and they fail with `ENOTCONN`.
 const GRACE: Duration = Duration::from_secs(10);
@@ -39,9 +42,18 @@ pub enum Error {
     /// The mount itself.
     #[error(transparent)]
     Mount(#[from] fuse::Error),
-    /// The parts.
-    #[error("cannot start: {0}")]
-    Compose(#[source] io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
+    /// `group=`
+    #[error("there is no group {0:?}; make it with groupadd, or mount with another group=")]
+    NoGroup(String),
+    /// `SOURCE_DATE_EPOCH`
+    #[error("SOURCE_DATE_EPOCH={0} is no time; give seconds since 1970, or unset it")]
+    Epoch(String),
     /// The log.
     #[error("cannot log to {}: {source}; choose another file with log=", path.display())]
     Log {
@@ -67,35 +79,16 @@ impl Error {
         match self {
             Error::Options(_) | Error::Helper(_) => EXIT_USAGE,
             Error::Mount(_)
-            | Error::Compose(_)
+            | Error::Store(_)
+            | Error::Guard(_)
+            | Error::NoGroup(_)
+            | Error::Epoch(_)
             | Error::Log { .. }
             | Error::Start(_)
             | Error::Background(_)
             | Error::Died => EXIT_FAILURE,
         }
     }
-}
-
-/// What serves a mount. The lifecycle knows no more of it than this.
-pub struct Parts {
-    /// The tree.
-    pub tree: Arc<Tree>,
-    /// Ask all jobs to stop. Returns at once; called from another thread, maybe more than once.
-    pub cancel: Arc<dyn Fn() + Send + Sync>,
-    /// Wait for all jobs to end, then close the store.
-    pub finish: Box<dyn FnOnce()>,
-}
-
-impl std::fmt::Debug for Parts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
-    }
-}
-
-/// Make the parts. Called with one thread and without `/dev/fuse` open: the guard is forked first, then all else.
-fn compose(_options: &Options) -> Result<Parts, Error> {
-    let tree = Arc::new(Tree::demo().map_err(Error::Compose)?);
-    Ok(Parts { tree, cancel: Arc::new(|| ()), finish: Box::new(|| ()) })
 }
 
 /// Do what `snapfs …` was called for.
@@ -109,10 +102,36 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        // To be wired to store and guard by whoever merges them.
-        Command::Gc(_) | Command::Fsck(_) | Command::Thaw => Err(Error::Start(io::ErrorKind::Unsupported.into())),
+        Command::Gc(args) => collect(&args.store),
+        Command::Fsck(args) => check(&args.store),
+        Command::Thaw => {
+            log_sink::to_stderr(0, cli::logs_to_journal());
+            parts::thaw().map(|()| ExitCode::SUCCESS)
+        }
     }
 }
+
+/// `snapfs gc`: a daemon collects by itself, so this is for a store without one.
+#[allow(clippy::print_stdout, reason = "it is what the command is for")]
+fn collect(place: &Path) -> Result<ExitCode, Error> {
+    let collected = Store::open_dir(place)?.gc()?;
+    println!("removed {} blobs, {} bytes", collected.blobs, collected.bytes);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `snapfs fsck`: reads only, and may run beside a daemon. Exit code 1 if anything is wrong.
+#[allow(clippy::print_stdout, reason = "it is what the command is for")]
+fn check(place: &Path) -> Result<ExitCode, Error> {
+    let faults = Store::fsck_dir(place)?;
+    for fault in &faults {
+        println!("{fault}");
+    }
+    println!("{}: {} faults", place.display(), faults.len());
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTS) })
+}
+
+/// What `snapfs fsck` ends with if it found faults.
+const EXIT_FAULTS: u8 = 1;
 
 /// Do what `mount.snapfs …` was called for.
 pub fn run_helper(helper: Helper) -> Result<ExitCode, Error> {
@@ -129,7 +148,8 @@ pub fn run_helper(helper: Helper) -> Result<ExitCode, Error> {
 }
 
 fn options(args: &MountArgs) -> Result<Options, Error> {
-    Ok(Options::parse(&args.options.join(","), args.sloppy.into())?)
+    let options = Options::parse(&args.options.join(","), args.sloppy.into())?;
+    Ok(Options { source_date_epoch: cli::source_date_epoch().map_err(Error::Epoch)?, ..options })
 }
 
 fn flags(options: &Options) -> Flags {
@@ -196,7 +216,7 @@ fn serve(
     readiness: Option<&mut Option<Readiness>>,
 ) -> Result<(), Error> {
     let target = Target::prepare(dir)?;
-    let parts = compose(options)?;
+    let parts = parts::compose(options)?;
     let (events, inbox) = unbounded();
 
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Start)?;
@@ -226,7 +246,7 @@ fn serve(
 
     let ended = wait(&inbox, || {
         notify(&[NotifyState::Stopping]);
-        (parts.cancel)();
+        parts.snapfs.cancel_all();
         unmount();
     });
     notify(&[NotifyState::Stopping]);
@@ -263,15 +283,15 @@ fn wait(inbox: &crossbeam_channel::Receiver<Event>, stop: impl Fn()) -> Result<(
 
 /// Let the jobs end, and let a signal hurry them meanwhile.
 fn finish(parts: Parts, inbox: &crossbeam_channel::Receiver<Event>) {
-    let Parts { tree, cancel, finish } = parts;
+    let Parts { tree, snapfs } = parts;
     drop(tree);
     let (done, is_done) = bounded::<()>(0);
-    let inbox = inbox.clone();
+    let (inbox, hurried) = (inbox.clone(), Arc::clone(&snapfs));
     let hurry = spawn("finish", move || {
         loop {
             crossbeam_channel::select! {
                 recv(inbox) -> event => match event {
-                    Ok(Event::Signal(SIGTERM | SIGINT)) => cancel(),
+                    Ok(Event::Signal(SIGTERM | SIGINT)) => hurried.cancel_all(),
                     Ok(Event::Signal(_) | Event::Ended(_)) => {}
                     Err(_) => break,
                 },
@@ -279,7 +299,7 @@ fn finish(parts: Parts, inbox: &crossbeam_channel::Receiver<Event>) {
             }
         }
     });
-    finish();
+    snapfs.shut_down();
     drop(done);
     if let Ok(thread) = hurry {
         let _ = thread.join();

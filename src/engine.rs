@@ -16,7 +16,7 @@ mod image;
 mod listing;
 pub mod mountinfo;
 pub mod name;
-mod podman;
+pub mod podman;
 mod runc;
 mod runtime;
 mod storage;
@@ -86,6 +86,11 @@ impl Inventory {
 /// The names of the engines that there are adapters for, in the order in which a name belongs to them by default.
 pub const NAMES: [&str; 3] = ["podman", "runc", "crun"];
 
+/// Where runc keeps the state of root's containers.
+pub const RUNC_ROOT: &str = "/run/runc";
+/// Where crun does.
+pub const CRUN_ROOT: &str = "/run/crun";
+
 /// The adapter `name` for the system's own engine.
 ///
 /// # Errors
@@ -93,8 +98,8 @@ pub const NAMES: [&str; 3] = ["podman", "runc", "crun"];
 pub fn system(name: &str) -> Result<Box<dyn Engine>, Error> {
     match name {
         "podman" => Ok(Box::new(Podman::system())),
-        "runc" => Ok(Box::new(Runc::new("/run/runc", Host::default()))),
-        "crun" => Ok(Box::new(Crun::new("/run/crun", Host::default()))),
+        "runc" => Ok(Box::new(Runc::new(RUNC_ROOT, Host::default()))),
+        "crun" => Ok(Box::new(Crun::new(CRUN_ROOT, Host::default()))),
         _ => Err(Error::UnknownEngine { name: name.to_owned() }),
     }
 }

@@ -4,7 +4,7 @@ mod build;
 mod layer;
 mod read;
 
-pub use build::{Draft, Parent, History};
+pub use build::{Draft, History, Parent};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
 

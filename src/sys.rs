@@ -1,6 +1,7 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
 pub mod abi;
+pub mod account;
 pub mod beneath;
 pub mod boot;
 pub mod cgroup;

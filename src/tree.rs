@@ -213,7 +213,8 @@ impl Tree {
             api.wake();
         };
         let spawned = std::thread::Builder::new().name("changes".to_owned()).spawn(scan);
-        spawned.map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
+        spawned
+            .map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
         Ok(Handle::Coming(coming))
     }
 

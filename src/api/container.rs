@@ -61,7 +61,9 @@ impl Snapfs {
     /// The container, as it is now.
     pub fn container(&self, key: &ContainerKey) -> Result<Arc<Container>, Error> {
         let found = self.engines.containers().by_id(key.engine, &key.id).cloned();
-        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{} has no container {} any more", key.engine, key.id)))
+        found.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("{} has no container {} any more", key.engine, key.id))
+        })
     }
 
     /// One fact, without a newline.

@@ -35,11 +35,12 @@ impl Snapfs {
     /// One level of the images: `prefix` is empty or names a directory of images.
     pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
         let entries = self.store.list(prefix).into_iter();
-        entries.filter_map(|(component, entry)| {
-            let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
-            Some((component, image_entry(&path, entry)?))
-        })
-        .collect()
+        entries
+            .filter_map(|(component, entry)| {
+                let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
+                Some((component, image_entry(&path, entry)?))
+            })
+            .collect()
     }
 
     /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.

@@ -91,7 +91,9 @@ impl Snapfs {
     fn last_running(&self, key: &ContainerKey) -> Option<JobId> {
         let subject = key.to_string();
         let jobs = self.jobs.ids().into_iter().rev().filter_map(|id| self.jobs.job(id));
-        jobs.filter(|job| job.brief.subject == subject).find(|job| job.state() == crate::job::State::Running).map(|job| job.id)
+        jobs.filter(|job| job.brief.subject == subject)
+            .find(|job| job.state() == crate::job::State::Running)
+            .map(|job| job.id)
     }
 
     /// `1` cancels the job; it is not an error if it has ended meanwhile.

@@ -53,12 +53,7 @@ fn import_image(context: &Context<'_>, lease: &Lease, base: BaseImage, progress:
     Ok(Parent { name: base.name, config, layers })
 }
 
-fn import_layer(
-    context: &Context<'_>,
-    lease: &Lease,
-    layer: &BaseLayer,
-    progress: &Progress,
-) -> Result<Layer, Error> {
+fn import_layer(context: &Context<'_>, lease: &Lease, layer: &BaseLayer, progress: &Progress) -> Result<Layer, Error> {
     let mut tar = layer.open()?;
     let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
     let mut chunk = vec![0; CHUNK];
@@ -82,12 +77,7 @@ fn import_layer(
     Ok(imported)
 }
 
-fn import_lowers(
-    context: &Context<'_>,
-    lease: &Lease,
-    overlay: &Overlay,
-    progress: &Progress,
-) -> Result<Layer, Error> {
+fn import_lowers(context: &Context<'_>, lease: &Lease, overlay: &Overlay, progress: &Progress) -> Result<Layer, Error> {
     let fingerprint = flatten::fingerprint(&overlay.lower, progress)?;
     if let Some(known) = known_layer(context, lease, BY_FINGERPRINT, &fingerprint.hex())? {
         return Ok(known);
@@ -129,7 +119,8 @@ fn config_of_bundle(spec: &[u8]) -> Value {
         config.insert("Cmd".to_owned(), Value::Array(args.clone()));
     }
     let environment = process["env"].as_array().into_iter().flatten();
-    let path: Vec<_> = environment.filter(|entry| entry.as_str().is_some_and(|text| text.starts_with("PATH="))).collect();
+    let path: Vec<_> =
+        environment.filter(|entry| entry.as_str().is_some_and(|text| text.starts_with("PATH="))).collect();
     if !path.is_empty() {
         config.insert("Env".to_owned(), json!(path));
     }

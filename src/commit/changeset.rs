@@ -16,7 +16,6 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::vec::IntoIter;
 
 use crate::commit::collect::{Collector, Seen, look};
@@ -317,12 +316,7 @@ fn is_whiteout_device(seen: &Seen) -> bool {
 /// Names that are there, and names that whiteouts stand for.
 type Partition = (Vec<Vec<u8>>, Vec<Vec<u8>>);
 
-fn partition(
-    dir: &Dir,
-    listed: Vec<Name>,
-    place: &Place,
-    namespace: Option<Namespace>,
-) -> std::io::Result<Partition> {
+fn partition(dir: &Dir, listed: Vec<Name>, place: &Place, namespace: Option<Namespace>) -> std::io::Result<Partition> {
     let (mut names, mut whiteouts) = (Vec::with_capacity(listed.len()), Vec::new());
     for name in listed {
         let whiteout = match namespace {

@@ -44,7 +44,8 @@ pub(crate) enum Found {
 impl Lower {
     /// Layers whose root directories are `roots`, top first; `paths` are their names for messages.
     pub(crate) fn new(paths: &[PathBuf], roots: &[Arc<Dir>], namespace: Namespace) -> Lower {
-        let layers = paths.iter().zip(roots).map(|(path, root)| (path.clone(), Cursor::new(root.clone(), KEEP))).collect();
+        let layers =
+            paths.iter().zip(roots).map(|(path, root)| (path.clone(), Cursor::new(root.clone(), KEEP))).collect();
         Lower { layers, namespace }
     }
 
@@ -126,7 +127,8 @@ impl Lower {
 
     fn is_whiteout(&mut self, part: Part, path: &[u8], name: &Name) -> Result<bool, Error> {
         if name.maybe_char_device {
-            let stat = self.dir(part.layer, path).and_then(|dir| dir.stat(&name.bytes)).map_err(look("look at", path))?;
+            let stat =
+                self.dir(part.layer, path).and_then(|dir| dir.stat(&name.bytes)).map_err(look("look at", path))?;
             if stat.file_type == FileType::CharDevice {
                 return Ok(stat.rdev.major == 0 && stat.rdev.minor == 0);
             }

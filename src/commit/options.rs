@@ -199,9 +199,7 @@ fn compression(value: &str) -> Result<Compression, Error> {
         "none" => Ok(Compression::None),
         "gzip" => Ok(Compression::Gzip),
         "zstd" => Ok(Compression::default()),
-        "zstd:chunked" => {
-            Err(Error::Unsupported { option: "compression", value: value.to_owned(), instead: "zstd" })
-        }
+        "zstd:chunked" => Err(Error::Unsupported { option: "compression", value: value.to_owned(), instead: "zstd" }),
         _ => {
             let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
             if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
@@ -209,12 +207,7 @@ fn compression(value: &str) -> Result<Compression, Error> {
     }
 }
 
-fn only(
-    option: &'static str,
-    value: &str,
-    supported: &[&'static str],
-    contracted: &[&str],
-) -> Result<(), Error> {
+fn only(option: &'static str, value: &str, supported: &[&'static str], contracted: &[&str]) -> Result<(), Error> {
     if supported.contains(&value) {
         return Ok(());
     }

@@ -124,7 +124,11 @@ mod tests {
             "user.overlay.overlay.overlay.x",
         ];
         let kept = |more: &[&str]| {
-            [&["security.capability", "system.posix_acl_access", "user.a"], more].concat().iter().map(|x| (*x).into()).collect()
+            [&["security.capability", "system.posix_acl_access", "user.a"], more]
+                .concat()
+                .iter()
+                .map(|x| (*x).into())
+                .collect()
         };
         let user = ["user.overlay.opaque", "user.overlay.overlay.opaque", "user.overlay.overlay.overlay.x"];
         assert_eq!(names(Some(Namespace::Trusted), &given), (kept(&user), 2));
@@ -139,7 +143,10 @@ mod tests {
         };
         let none = Marks::default();
         assert_eq!(mark("trusted.overlay.opaque", "y", Namespace::Trusted), Marks { opaque: true, ..none });
-        assert_eq!(mark("trusted.overlay.opaque", "x", Namespace::Trusted), Marks { has_xattr_whiteouts: true, ..none });
+        assert_eq!(
+            mark("trusted.overlay.opaque", "x", Namespace::Trusted),
+            Marks { has_xattr_whiteouts: true, ..none }
+        );
         assert_eq!(mark("trusted.overlay.redirect", "/a", Namespace::Trusted), Marks { redirect: true, ..none });
         assert_eq!(mark("user.overlay.metacopy", "", Namespace::User), Marks { metacopy: true, ..none });
         assert_eq!(mark("user.overlay.opaque", "y", Namespace::Trusted), none);

@@ -317,7 +317,11 @@ fn encode(entry: &Entry, typed: Typed<'_>, latest_mtime: Option<i64>) -> (Header
     }
     for (keyword, id) in [("uid", metadata.uid), ("gid", metadata.gid)] {
         let fits = if id <= MAX_OCTAL_7 { id } else { 0 };
-        if keyword == "uid" { header.set_uid(fits.into()) } else { header.set_gid(fits.into()) }
+        if keyword == "uid" {
+            header.set_uid(fits.into())
+        } else {
+            header.set_gid(fits.into())
+        }
         if id > MAX_OCTAL_7 {
             records.add(keyword, id.to_string());
         }

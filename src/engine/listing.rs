@@ -175,7 +175,8 @@ impl Listing {
 fn one_line(text: String) -> String {
     text.chars()
         .flat_map(|letter| {
-            let (escaped, plain) = if letter.is_control() { (Some(letter.escape_default()), None) } else { (None, Some(letter)) };
+            let (escaped, plain) =
+                if letter.is_control() { (Some(letter.escape_default()), None) } else { (None, Some(letter)) };
             escaped.into_iter().flatten().chain(plain)
         })
         .collect()

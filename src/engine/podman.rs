@@ -14,13 +14,21 @@ use crate::engine::files::{self, STATE_LIMIT};
 use crate::engine::host::{Host, NamedCgroups, View};
 use crate::engine::runtime::{Now, Record as State, StateDirectory};
 use crate::engine::storage::{Record, Store, parse_storage_conf};
-use crate::engine::{BaseImage, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RootFs, Status, crun, runc};
+use crate::engine::{
+    BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Status, crun,
+    runc,
+};
 use crate::sys::process::Program;
 
 /// How long podman may take to tell a container's labels.
 const INSPECT: Duration = Duration::from_secs(2);
 /// How many containers' labels are kept; they never change.
 const KEPT_LABELS: usize = 4096;
+
+/// Where root's podman keeps images and containers unless storage.conf(5) says otherwise.
+pub const GRAPH_ROOT: &str = "/var/lib/containers/storage";
+/// And what need not survive a reboot.
+pub const RUN_ROOT: &str = "/run/containers/storage";
 
 type Labels = BTreeMap<String, String>;
 
@@ -42,9 +50,9 @@ impl Podman {
         let files = ["/etc/containers/storage.conf", "/usr/share/containers/storage.conf"];
         let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
         let (graph_root, run_root) = parse_storage_conf(&text);
-        let graph_root = graph_root.unwrap_or_else(|| "/var/lib/containers/storage".into());
-        let run_root = run_root.unwrap_or_else(|| "/run/containers/storage".into());
-        let podman = Podman::new(graph_root, run_root, "/run/runc", "/run/crun", Host::default());
+        let graph_root = graph_root.unwrap_or_else(|| GRAPH_ROOT.into());
+        let run_root = run_root.unwrap_or_else(|| RUN_ROOT.into());
+        let podman = Podman::new(graph_root, run_root, RUNC_ROOT, CRUN_ROOT, Host::default());
         Podman { arguments: Vec::new(), ..podman }
     }
 
@@ -169,7 +177,8 @@ impl Podman {
         let failed = |reason: String| Error::Program { command: command.clone(), reason };
         let program = Program::find("podman").map_err(|error| failed(error.to_string()))?;
         let program = program.arguments(&self.arguments).arguments(["container", "inspect", "--format", "json", id]);
-        let output = program.run(INSPECT).and_then(|output| output.check()).map_err(|error| failed(error.to_string()))?;
+        let output =
+            program.run(INSPECT).and_then(|output| output.check()).map_err(|error| failed(error.to_string()))?;
         let answer: Vec<Inspected> =
             serde_json::from_slice(&output.stdout).map_err(|error| failed(format!("its answer: {error}")))?;
         let [inspected] = <[Inspected; 1]>::try_from(answer)

@@ -38,7 +38,14 @@ impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
     /// The offset does not matter, but for where a read of the same descriptor begins.
-    pub fn write(&self, fh: u64, offset: u64, bytes: &[u8], nonblock: bool, caller: &Caller) -> Result<Reply<u32>, Error> {
+    pub fn write(
+        &self,
+        fh: u64,
+        offset: u64,
+        bytes: &[u8],
+        nonblock: bool,
+        caller: &Caller,
+    ) -> Result<Reply<u32>, Error> {
         let Handle::Control(conversation) = self.handle(fh)? else {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
         };
