@@ -188,6 +188,13 @@ pub fn logs_to_journal() -> bool {
     std::env::var_os("JOURNAL_STREAM").is_some()
 }
 
+/// `SOURCE_DATE_EPOCH`, in seconds (reproducible-builds.org): the time that everything snapfs makes then bears.
+pub fn source_date_epoch() -> Result<Option<i64>, String> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    seconds.map(Some).ok_or_else(|| text.to_string_lossy().into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

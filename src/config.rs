@@ -7,13 +7,14 @@ use std::path::PathBuf;
 pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
-pub const OPTIONS: [(&str, &str, &str); 8] = [
+pub const OPTIONS: [(&str, &str, &str); 9] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
     ("group", "NAME", "the group that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
     ("crun-root", "DIR", "a state directory of crun to look in; may be repeated (default /run/crun)"),
     ("podman-root", "DIR", "podman's --root (default: podman's own)"),
     ("podman-runroot", "DIR", "podman's --runroot (default: podman's own)"),
+    ("freeze-limit", "SECONDS", "how long a container may stay frozen before it is let run (default 120)"),
     ("jobs", "N", "how many jobs run at the same time (default: by the number of processors)"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];
@@ -83,6 +84,10 @@ pub struct Options {
     pub podman_runroot: Option<PathBuf>,
     /// `jobs=`
     pub jobs: Option<NonZero<usize>>,
+    /// `freeze-limit=`, in seconds.
+    pub freeze_limit: Option<NonZero<u64>>,
+    /// The environment's `SOURCE_DATE_EPOCH`, in seconds; not an option, and set by whoever read the environment.
+    pub source_date_epoch: Option<i64>,
     /// `log=`
     pub log: Option<PathBuf>,
     /// `ro`: nothing can be written, control files included.
@@ -103,6 +108,8 @@ impl Default for Options {
             podman_root: None,
             podman_runroot: None,
             jobs: None,
+            freeze_limit: None,
+            source_date_epoch: None,
             log: None,
             read_only: false,
             no_exec: false,
@@ -224,6 +231,10 @@ impl Options {
             "podman-root" => self.podman_root = Some(path()?),
             "podman-runroot" => self.podman_runroot = Some(path()?),
             "log" => self.log = Some(path()?),
+            "freeze-limit" => {
+                let seconds = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;
+                self.freeze_limit = Some(seconds);
+            }
             "jobs" => {
                 let number = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;
                 self.jobs = Some(number);

@@ -4,11 +4,11 @@
 //! anything else is touched), the parts, the mount, the word to whoever waits. Signals end it the other way round.
 
 mod log_sink;
+mod parts;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -17,12 +17,15 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::api::Snapfs;
 use crate::cli::{self, Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, Helper, HelperError, MountArgs};
 use crate::config::{self, Options};
 use crate::fuse::{self, Session, Target};
+use crate::store::Store;
 use crate::sys::daemonize::{self, Outcome, Readiness, Side};
 use crate::sys::mount::Flags;
-use crate::tree::Tree;
+use crate::{guard, store};
+use parts::Parts;
 
 /// How long the daemon serves open files after its last job, when a signal ends it; then they fail with `ENOTCONN`.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,9 +42,18 @@ pub enum Error {
     /// The mount itself.
     #[error(transparent)]
     Mount(#[from] fuse::Error),
-    /// The parts.
-    #[error("cannot start: {0}")]
-    Compose(#[source] io::Error),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
+    /// `group=`
+    #[error("there is no group {0:?}; make it with groupadd, or mount with another group=")]
+    NoGroup(String),
+    /// `SOURCE_DATE_EPOCH`
+    #[error("SOURCE_DATE_EPOCH={0} is no time; give seconds since 1970, or unset it")]
+    Epoch(String),
     /// The log.
     #[error("cannot log to {}: {source}; choose another file with log=", path.display())]
     Log {
@@ -61,41 +73,36 @@ pub enum Error {
     Died,
 }
 
+/// An error with its causes, for a person: a cause that the message already tells is not told twice.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl Error {
     /// What mount(8) makes of it.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Options(_) | Error::Helper(_) => EXIT_USAGE,
             Error::Mount(_)
-            | Error::Compose(_)
+            | Error::Store(_)
+            | Error::Guard(_)
+            | Error::NoGroup(_)
+            | Error::Epoch(_)
             | Error::Log { .. }
             | Error::Start(_)
             | Error::Background(_)
             | Error::Died => EXIT_FAILURE,
         }
     }
-}
-
-/// What serves a mount. The lifecycle knows no more of it than this.
-pub struct Parts {
-    /// The tree.
-    pub tree: Arc<Tree>,
-    /// Ask all jobs to stop. Returns at once; called from another thread, maybe more than once.
-    pub cancel: Arc<dyn Fn() + Send + Sync>,
-    /// Wait for all jobs to end, then close the store.
-    pub finish: Box<dyn FnOnce()>,
-}
-
-impl std::fmt::Debug for Parts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").finish_non_exhaustive()
-    }
-}
-
-/// Make the parts. Called with one thread and without `/dev/fuse` open: the guard is forked first, then all else.
-fn compose(_options: &Options) -> Result<Parts, Error> {
-    let tree = Arc::new(Tree::demo().map_err(Error::Compose)?);
-    Ok(Parts { tree, cancel: Arc::new(|| ()), finish: Box::new(|| ()) })
 }
 
 /// Do what `snapfs …` was called for.
@@ -109,41 +116,61 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        // To be wired to store and guard by whoever merges them.
-        Command::Gc(_) | Command::Fsck(_) | Command::Thaw => Err(Error::Start(io::ErrorKind::Unsupported.into())),
+        Command::Gc(args) => collect(&args.store),
+        Command::Fsck(args) => check(&args.store),
+        Command::Thaw => {
+            log_sink::to_stderr(0, cli::logs_to_journal());
+            parts::thaw().map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 
+/// `snapfs gc`: a daemon collects by itself, so this is for a store without one.
+#[allow(clippy::print_stdout, reason = "it is what the command is for")]
+fn collect(place: &Path) -> Result<ExitCode, Error> {
+    let collected = Store::open_dir(place)?.gc()?;
+    println!("removed {} blobs, {} bytes", collected.blobs, collected.bytes);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `snapfs fsck`: reads only, and may run beside a daemon. Exit code 1 if anything is wrong.
+#[allow(clippy::print_stdout, reason = "it is what the command is for")]
+fn check(place: &Path) -> Result<ExitCode, Error> {
+    let faults = Store::fsck_dir(place)?;
+    for fault in &faults {
+        println!("{fault}");
+    }
+    println!("{}: {} faults", place.display(), faults.len());
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTS) })
+}
+
+/// What `snapfs fsck` ends with if it found faults.
+const EXIT_FAULTS: u8 = 1;
+
 /// Do what `mount.snapfs …` was called for.
 pub fn run_helper(helper: Helper) -> Result<ExitCode, Error> {
-    let options = options(&helper.mount)?;
     if helper.fake {
-        return Ok(EXIT_SUCCESS.into());
-    }
-    if options.remount {
-        let dir = absolute(&helper.mount.dir)?;
-        fuse::remount(&dir, flags(&options))?;
-        return Ok(EXIT_SUCCESS.into());
+        return options(&helper.mount).map(|_| EXIT_SUCCESS.into());
     }
     mount(helper.mount)
 }
 
 fn options(args: &MountArgs) -> Result<Options, Error> {
-    Ok(Options::parse(&args.options.join(","), args.sloppy.into())?)
+    let options = Options::parse(&args.options.join(","), args.sloppy.into())?;
+    Ok(Options { source_date_epoch: cli::source_date_epoch().map_err(Error::Epoch)?, ..options })
 }
 
 fn flags(options: &Options) -> Flags {
     Flags { read_only: options.read_only, no_exec: options.no_exec }
 }
 
-/// Without asking the file system: the daemon leaves the directory it was started in.
-fn absolute(dir: &Path) -> Result<PathBuf, Error> {
-    std::path::absolute(dir).map_err(Error::Start)
-}
-
 fn mount(args: MountArgs) -> Result<ExitCode, Error> {
     let options = options(&args)?;
-    let dir = absolute(&args.dir)?;
+    // Without asking the file system: the daemon leaves the directory it was started in.
+    let dir = std::path::absolute(&args.dir).map_err(Error::Start)?;
+    if options.remount {
+        return Ok(fuse::remount(&dir, flags(&options)).map(|()| ExitCode::SUCCESS)?);
+    }
     if args.foreground {
         log_sink::to_stderr(args.verbose, cli::logs_to_journal());
         return serve(&args, &options, &dir, None).map(|()| ExitCode::SUCCESS);
@@ -156,9 +183,10 @@ fn mount(args: MountArgs) -> Result<ExitCode, Error> {
             let mut readiness = Some(readiness);
             let served = in_background(&args, &options, &dir, &mut readiness);
             if let Err(error) = &served {
-                log::error!("{error}");
+                let sentence = sentence(error);
+                log::error!("{sentence}");
                 if let Some(readiness) = readiness {
-                    let _ = readiness.failed(&error.to_string()); // a parent that left needs no word
+                    let _ = readiness.failed(&sentence); // a parent that left needs no word
                 }
             }
             // Nobody reads a code or a sentence of a daemon; both were given above.
@@ -190,7 +218,7 @@ fn serve(
     readiness: Option<&mut Option<Readiness>>,
 ) -> Result<(), Error> {
     let target = Target::prepare(dir)?;
-    let Parts { tree, cancel, finish } = compose(options)?;
+    let Parts { tree, snapfs } = parts::compose(options)?;
 
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Start)?;
     let (sender, signalled) = unbounded();
@@ -224,14 +252,15 @@ fn serve(
 
     let unmounted = until_stopped(&signalled, &ended);
     notify(&[NotifyState::Stopping]);
-    if unmounted.is_none() {
-        cancel();
+    match &unmounted {
+        Some(Ok(())) => drain(&signalled, &snapfs),
+        Some(Err(_)) => unmount(),
+        None => {
+            snapfs.cancel_all();
+            unmount();
+        }
     }
-    if !matches!(unmounted, Some(Ok(()))) {
-        unmount();
-    }
-    let patience = if unmounted.is_none() { Patience::Spent } else { Patience::Left };
-    attend(&signalled, cancel, patience, finish)?;
+    shut_down(signalled, &snapfs)?;
     // What waited for a job has its answer now, and closes its file. Others, a shell's working directory for one, are
     // not waited for.
     let result = unmounted.or_else(|| ended.recv_timeout(GRACE).ok());
@@ -259,45 +288,30 @@ fn until_stopped(signalled: &Receiver<i32>, ended: &Receiver<Served>) -> Option<
 /// How a session ended.
 type Served = Result<(), fuse::Error>;
 
-/// Whether the jobs were left to end by themselves so far.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Left,
-    Spent,
-}
-
-/// Run `finish`. A signal meanwhile cancels the jobs, one more ends the daemon on the spot: what that leaves behind is
-/// what a kill would, and the guard thaws.
-fn attend(
-    signalled: &Receiver<i32>,
-    cancel: Arc<dyn Fn() + Send + Sync>,
-    mut patience: Patience,
-    finish: Box<dyn FnOnce()>,
-) -> Result<(), Error> {
-    let (done, is_done) = bounded::<()>(0);
-    let signalled = signalled.clone();
-    let thread = spawn("finish", move || {
-        loop {
-            select! {
-                recv(signalled) -> signal => match (signal, patience) {
-                    (Ok(SIGHUP), _) => {}
-                    (Ok(_), Patience::Left) => {
-                        cancel();
-                        patience = Patience::Spent;
-                    }
-                    (Ok(signal), Patience::Spent) => {
-                        log::warn!("signal {signal}: leaving jobs behind");
-                        std::process::exit(EXIT_USAGE.into());
-                    }
-                    (Err(_), _) => return,
-                },
-                recv(is_done) -> _ => return,
+/// After `umount`, jobs that nobody waits for are let end, until a signal says otherwise.
+fn drain(signalled: &Receiver<i32>, snapfs: &Snapfs) {
+    let ended = |id| snapfs.job(id).is_none_or(|job| job.state().is_terminal());
+    while !snapfs.job_ids().into_iter().all(ended) {
+        match signalled.recv_timeout(Duration::from_millis(50)) {
+            Ok(SIGHUP) | Err(_) => {}
+            Ok(signal) => {
+                log::info!("signal {signal}: cancelling what still runs");
+                return;
             }
         }
+    }
+}
+
+/// Cancel the jobs and wait for them. One more signal ends the daemon on the spot: what that leaves behind is what a
+/// kill would, and the guard thaws.
+fn shut_down(signalled: Receiver<i32>, snapfs: &Snapfs) -> Result<(), Error> {
+    spawn("impatience", move || {
+        for signal in signalled.iter().filter(|signal| *signal != SIGHUP) {
+            log::warn!("signal {signal}: leaving jobs behind");
+            std::process::exit(EXIT_USAGE.into());
+        }
     })?;
-    finish();
-    drop(done);
-    let _ = thread.join();
+    snapfs.shut_down();
     Ok(())
 }
 

@@ -1,0 +1,150 @@
+//! What a snapshot stands on: the base image's layers, brought into our store once and shared by every later snapshot.
+
+use std::io::{Read, Write};
+
+use serde_json::{Map, Value, json};
+
+use crate::commit::{Context, Error, flatten, source, tar};
+use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
+use crate::image::{Compression, Layer, LayerWriter, Parent};
+use crate::oci::Descriptor;
+use crate::progress::Progress;
+use crate::store::Lease;
+
+/// Cache: diff_id → the layer's blob.
+const BY_DIFF_ID: &str = "layer";
+/// Cache: fingerprint of lower directories → the base layer made of them.
+const BY_FINGERPRINT: &str = "base";
+
+/// How much of a base layer is copied between two looks at the progress.
+const CHUNK: usize = 1 << 20;
+
+/// The container's base image, with its layers in the store.
+///
+/// An engine's image is taken as it is: its layers are re-assembled byte for byte, so that their diff_ids are the
+/// engine's own. A bare bundle has none: what lies below its upperdir becomes one base layer.
+pub(super) fn import(
+    context: &Context<'_>,
+    lease: &Lease,
+    container: &Container,
+    progress: &Progress,
+) -> Result<Parent, Error> {
+    if let Some(base) = context.engine.base_image(container)? {
+        return import_image(context, lease, base, progress);
+    }
+    let layers = match &container.root {
+        RootFs::Overlay(overlay) => vec![import_lowers(context, lease, overlay, progress)?],
+        RootFs::Directory(_) => Vec::new(),
+    };
+    let spec = container.read_spec()?.unwrap_or_default();
+    Ok(Parent { name: container.image.clone(), config: config_of_bundle(&spec), layers })
+}
+
+fn import_image(context: &Context<'_>, lease: &Lease, base: BaseImage, progress: &Progress) -> Result<Parent, Error> {
+    let config = serde_json::from_slice(&base.config).map_err(Error::BaseConfig)?;
+    let mut layers = Vec::with_capacity(base.layers.len());
+    for layer in &base.layers {
+        let known = known_layer(context, lease, BY_DIFF_ID, &layer.diff_id.hex())?;
+        layers.push(match known {
+            Some(known) => known,
+            None => import_layer(context, lease, layer, progress)?,
+        });
+    }
+    Ok(Parent { name: base.name, config, layers })
+}
+
+fn import_layer(context: &Context<'_>, lease: &Lease, layer: &BaseLayer, progress: &Progress) -> Result<Layer, Error> {
+    let mut tar = layer.open()?;
+    let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        progress.check()?;
+        let read = match tar.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::BaseRead(error)),
+        };
+        writer.write_all(&chunk[..read]).map_err(crate::image::Error::Write)?;
+        progress.add_bytes(read as u64);
+    }
+    let imported = writer.finish()?;
+    if imported.diff_id != layer.diff_id {
+        return Err(Error::BaseDiffers { expected: layer.diff_id, found: imported.diff_id });
+    }
+    remember_layer(context, BY_DIFF_ID, &layer.diff_id.hex(), &imported);
+    progress.log(format!("imported base layer {}, {} bytes stored", imported.diff_id, imported.descriptor.size));
+    Ok(imported)
+}
+
+fn import_lowers(context: &Context<'_>, lease: &Lease, overlay: &Overlay, progress: &Progress) -> Result<Layer, Error> {
+    let fingerprint = flatten::fingerprint(&overlay.lower, progress)?;
+    if let Some(known) = known_layer(context, lease, BY_FINGERPRINT, &fingerprint.hex())? {
+        return Ok(known);
+    }
+    let changes = flatten::flatten(&overlay.lower, source::namespace(overlay), progress)?;
+    let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
+    tar::write(&changes, &mut writer, progress, tar::Options::default())?;
+    let layer = writer.finish()?;
+    remember_layer(context, BY_FINGERPRINT, &fingerprint.hex(), &layer);
+    progress.log(format!("made base layer {} of the lower directories", layer.diff_id));
+    Ok(layer)
+}
+
+/// A cached fact is believed only as far as the blob it names is there, with its size; `adopt` keeps it from then on.
+fn known_layer(context: &Context<'_>, lease: &Lease, kind: &str, key: &str) -> Result<Option<Layer>, Error> {
+    let Some(bytes) = context.store.recall(kind, key) else { return Ok(None) };
+    let Ok((descriptor, diff_id)) = serde_json::from_slice::<(Descriptor, _)>(&bytes) else { return Ok(None) };
+    let size = lease.adopt(&descriptor.digest)?;
+    Ok((size == Some(descriptor.size)).then_some(Layer { descriptor, diff_id }))
+}
+
+fn remember_layer(context: &Context<'_>, kind: &str, key: &str, layer: &Layer) {
+    // The cache only saves time: without it the layer is made again.
+    let fact = serde_json::to_vec(&(&layer.descriptor, &layer.diff_id)).map_err(crate::image::Error::from);
+    let remembered = fact.and_then(|fact| Ok(context.store.remember(kind, key, &fact)?));
+    if let Err(error) = remembered {
+        log::warn!("a base layer is not remembered, and will be made again: {error}");
+    }
+}
+
+/// An image config for a container that came from no image: enough that `podman run` starts what the bundle started.
+///
+/// Of the environment only PATH is kept: the rest was set for this container and may hold secrets.
+fn config_of_bundle(spec: &[u8]) -> Value {
+    let spec: Value = serde_json::from_slice(spec).unwrap_or_default();
+    let process = &spec["process"];
+    let mut config = Map::new();
+    if let Some(args) = process["args"].as_array().filter(|args| !args.is_empty()) {
+        config.insert("Cmd".to_owned(), Value::Array(args.clone()));
+    }
+    let environment = process["env"].as_array().into_iter().flatten();
+    let path: Vec<_> =
+        environment.filter(|entry| entry.as_str().is_some_and(|text| text.starts_with("PATH="))).collect();
+    if !path.is_empty() {
+        config.insert("Env".to_owned(), json!(path));
+    }
+    if let Some(directory) = process["cwd"].as_str() {
+        config.insert("WorkingDir".to_owned(), json!(directory));
+    }
+    let (uid, gid) = (process["user"]["uid"].as_u64().unwrap_or(0), process["user"]["gid"].as_u64().unwrap_or(0));
+    if (uid, gid) != (0, 0) {
+        config.insert("User".to_owned(), json!(format!("{uid}:{gid}")));
+    }
+    json!({ "config": config })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_s_config_starts_what_the_bundle_started_and_leaks_nothing() {
+        let spec = br#"{"process":{"args":["sh","-c","x"],"cwd":"/srv","user":{"uid":7,"gid":8},
+                        "env":["PATH=/bin","PASSWORD=hunter2"]}}"#;
+        let config = config_of_bundle(spec);
+        let expected = json!({"Cmd": ["sh", "-c", "x"], "Env": ["PATH=/bin"], "WorkingDir": "/srv", "User": "7:8"});
+        assert_eq!(config["config"], expected);
+        assert_eq!(config_of_bundle(b"no json")["config"], json!({}));
+    }
+}

@@ -1,0 +1,664 @@
+//! Freezing real cgroups, and who thaws them when processes die.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use snapfs::guard::{self, Error, Frozen, Guard, Init, thaw_leftovers};
+use snapfs::sys::cgroup::{self, Cgroups, Freezer, Version};
+use snapfs::sys::process::start_time;
+
+use crate::harness::cgroup::{Group, cgroups, command, is_root, runs, ticks, versions, wait_for};
+use crate::harness::hung_fuse::HungFuse;
+
+/// The bound of the first thing that must stay true.
+const BOUND: Duration = Duration::from_millis(100);
+/// Deaths of a daemon for each generation of the freezer.
+const DEATHS: u64 = 120;
+const LIMIT: Duration = Duration::from_secs(30);
+/// What the daemon of these tests is to do: `DIRECTORY VERSION CGROUP PID WHAT`.
+const DAEMON: &str = "SNAPFS_TEST_DAEMON";
+
+/// A guard, and the directory of its intents.
+struct Guarded {
+    guard: Option<Guard>,
+    directory: tempfile::TempDir,
+}
+
+impl Guarded {
+    fn new() -> Guarded {
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        Guarded { guard: Some(start(directory.path())), directory }
+    }
+
+    fn freeze(&self, group: &Group, init: Init) -> Result<Frozen, Error> {
+        self.freeze_for(group, init, LIMIT)
+    }
+
+    fn freeze_for(&self, group: &Group, init: Init, limit: Duration) -> Result<Frozen, Error> {
+        Frozen::freeze(self.guard(), &group.cgroups(), init, limit)
+    }
+
+    fn guard(&self) -> &Guard {
+        self.guard.as_ref().unwrap()
+    }
+
+    fn pid(&self) -> u32 {
+        self.guard().pid().unwrap()
+    }
+
+    fn intents(&self) -> usize {
+        intents(self.directory.path())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let pid = self.guard.as_ref().and_then(Guard::pid);
+        drop(self.guard.take());
+        if let Some(pid) = pid.filter(|_| !thread::panicking()) {
+            wait_for("the guard ends with its owner", Duration::from_secs(5), || start_time(pid).is_err());
+        }
+    }
+}
+
+fn start(directory: &Path) -> Guard {
+    Guard::start_from(Path::new(env!("CARGO_BIN_EXE_snapfs")), directory).unwrap()
+}
+
+fn intents(directory: &Path) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+}
+
+/// Run the test once for each generation of the freezer that this machine has.
+fn each(test: &str, body: impl Fn(Version)) {
+    if is_root(test) {
+        versions().into_iter().for_each(body);
+    }
+}
+
+#[test]
+fn freeze_stops_the_tasks_and_thaw_lets_them_run() {
+    each("freeze and thaw", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let frozen = guarded.freeze(&group, init).unwrap();
+        assert!(group.is_settled() && !frozen.was_paused() && frozen.still_frozen().unwrap());
+        assert_eq!(guarded.intents(), 1);
+        let before = ticks(init.pid);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(ticks(init.pid), before);
+        let took = frozen.thaw().unwrap();
+        assert!(took >= Duration::from_millis(50) && took < Duration::from_secs(5), "{took:?}");
+        assert!(!group.is_frozen() && !group.is_settled() && runs(init.pid));
+        assert_eq!(guarded.intents(), 0);
+    });
+}
+
+#[test]
+fn dropping_it_thaws() {
+    each("drop", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        drop(guarded.freeze(&group, init).unwrap());
+        assert!(!group.is_frozen() && guarded.intents() == 0);
+    });
+}
+
+#[test]
+fn what_its_user_froze_stays_frozen() {
+    each("user's freeze", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        group.write(true);
+        let frozen = guarded.freeze(&group, init).unwrap();
+        assert!(frozen.was_paused() && frozen.still_frozen().unwrap() && guarded.intents() == 0);
+        assert_eq!(frozen.thaw().unwrap(), Duration::ZERO);
+        drop(guarded.freeze(&group, init).unwrap());
+        assert!(group.is_frozen() && group.is_settled());
+        assert!(thaw_leftovers(guarded.directory.path()).unwrap().is_empty() && group.is_frozen());
+        // And if its user lets it run meanwhile, the snapshot is told.
+        let frozen = guarded.freeze(&group, init).unwrap();
+        group.write(false);
+        assert!(!frozen.still_frozen().unwrap());
+        assert!(matches!(frozen.thaw(), Err(Error::Thawed { .. })));
+    });
+}
+
+#[test]
+fn a_group_below_a_frozen_one_is_frozen_for_itself() {
+    each("frozen ancestor", |version| {
+        let above = Group::new(version);
+        let path = above.path.join("below");
+        fs::create_dir(&path).unwrap();
+        let mut child = command("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        let init = Init::of(child.id()).unwrap();
+        above.write(true);
+        let guarded = Guarded::new();
+        let frozen = Frozen::freeze(guarded.guard(), &cgroups(version, &path), init, LIMIT).unwrap();
+        assert!(!frozen.was_paused());
+        above.write(false);
+        assert!(frozen.still_frozen().unwrap());
+        above.write(true);
+        frozen.thaw().unwrap();
+        assert!(above.is_settled(), "the ancestor is its user's");
+        above.write(false);
+        assert!(runs(init.pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        wait_for("the group is empty", Duration::from_secs(5), || fs::remove_dir(&path).is_ok());
+    });
+}
+
+#[test]
+fn a_hostile_thaw_is_noticed() {
+    each("hostile thaw", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let frozen = guarded.freeze(&group, init).unwrap();
+        group.write(false);
+        assert!(!frozen.still_frozen().unwrap());
+        assert!(matches!(frozen.thaw(), Err(Error::Thawed { .. })));
+        assert_eq!(guarded.intents(), 0);
+    });
+}
+
+#[test]
+fn another_process_under_the_number_is_refused() {
+    each("pid reuse", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let other = Init { start_time: init.start_time + 1, ..init };
+        assert!(matches!(guarded.freeze(&group, other), Err(Error::Replaced { .. })));
+        // A process of this host that is not in the container.
+        let outsider = Init::of(std::process::id()).unwrap();
+        let refused = guarded.freeze(&group, outsider);
+        assert!(matches!(refused, Err(Error::Cgroup(cgroup::Error::NotMember { .. }))), "{refused:?}");
+        assert!(!group.is_frozen());
+    });
+}
+
+#[test]
+fn one_cgroup_is_frozen_once() {
+    each("busy", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let frozen = guarded.freeze(&group, init).unwrap();
+        assert!(matches!(guarded.freeze(&group, init), Err(Error::Busy { .. })));
+        // Nor does the start of a second daemon thaw what the first has frozen.
+        assert!(thaw_leftovers(guarded.directory.path()).unwrap().is_empty());
+        assert!(frozen.still_frozen().unwrap());
+        frozen.thaw().unwrap();
+        guarded.freeze(&group, init).unwrap().thaw().unwrap();
+    });
+}
+
+#[test]
+fn snapfs_does_not_freeze_itself() {
+    each("own cgroup", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        group.add(guarded.pid());
+        let refused = guarded.freeze(&group, init);
+        assert!(matches!(refused, Err(Error::Cgroup(cgroup::Error::Own { .. }))), "{refused:?}");
+        assert!(!group.is_frozen());
+    });
+}
+
+#[test]
+fn a_hybrid_host_uses_the_freezer_that_the_process_is_in() {
+    if !is_root("hybrid host") || versions().len() < 2 {
+        return;
+    }
+    let (v2, init) = Group::busy(Version::V2);
+    let v1 = Group::new(Version::V1);
+    let both = Cgroups { v1_freezer: Some(v1.path.clone()), v2: Some(v2.path.clone()) };
+    let guarded = Guarded::new();
+    let frozen = Frozen::freeze(guarded.guard(), &both, init, LIMIT).unwrap();
+    assert!(v2.is_settled() && !v1.is_frozen());
+    frozen.thaw().unwrap();
+    v1.add(init.pid);
+    let frozen = Frozen::freeze(guarded.guard(), &both, init, LIMIT).unwrap();
+    assert!(v1.is_settled() && !v2.is_frozen());
+    frozen.thaw().unwrap();
+    // A container without a v1 group of its own: the root of the hierarchy cannot be frozen.
+    fs::write("/sys/fs/cgroup/freezer/cgroup.procs", init.pid.to_string()).unwrap();
+    let rootless = Cgroups { v1_freezer: Some(v1.path.parent().unwrap().to_owned()), v2: Some(v2.path.clone()) };
+    let frozen = Frozen::freeze(guarded.guard(), &rootless, init, LIMIT).unwrap();
+    assert!(v2.is_settled());
+    frozen.thaw().unwrap();
+}
+
+#[test]
+fn the_guard_thaws_at_the_limit() {
+    each("limit", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let limit = Duration::from_millis(300);
+        let start = Instant::now();
+        let frozen = guarded.freeze_for(&group, init, limit).unwrap();
+        assert!(group.is_frozen());
+        wait_for("thaw", Duration::from_secs(5), || !group.is_frozen());
+        let late = start.elapsed().saturating_sub(limit);
+        assert!(start.elapsed() >= limit && late < BOUND, "{late:?}");
+        assert!(!frozen.still_frozen().unwrap());
+        assert!(matches!(frozen.thaw(), Err(Error::LimitExceeded { .. })));
+        guarded.freeze(&group, init).unwrap().thaw().unwrap();
+        println!("{version}: thawed {late:?} after the limit");
+    });
+}
+
+#[test]
+fn a_task_that_cannot_be_stopped_is_named_and_the_rest_runs_on() {
+    each("uninterruptible task", |version| {
+        let directory = tempfile::tempdir().unwrap();
+        let hung = HungFuse::mount(directory.path());
+        let (mut group, init) = Group::busy(version);
+        let reader = group.run(&format!("exec cat {}", hung.file().display()));
+        wait_for("the reader sleeps", Duration::from_secs(5), || {
+            fs::read_to_string(format!("/proc/{}/wchan", reader.pid)).unwrap().contains("request_wait")
+        });
+        let guarded = Guarded::new();
+        let start = Instant::now();
+        let limit = Duration::from_millis(500);
+        let error = guarded.freeze_for(&group, init, limit).unwrap_err();
+        assert!(start.elapsed() < limit + Duration::from_millis(300), "{:?}", start.elapsed());
+        assert!(!group.is_frozen() && runs(init.pid) && guarded.intents() == 0);
+        let text = error.to_string();
+        assert!(matches!(error, Error::Cgroup(cgroup::Error::NotFrozen { .. })), "{text}");
+        assert!(text.contains(&format!("cat (thread {}", reader.pid)), "{text}");
+        println!("{text}");
+        drop(hung);
+        group.remove();
+    });
+}
+
+#[test]
+fn a_container_that_keeps_forking_is_frozen() {
+    each("forks", |version| {
+        let mut group = Group::new(version);
+        let init = group.run("while :; do (:) & (:) & (:); wait; done");
+        let guarded = Guarded::new();
+        let mut longest = Duration::ZERO;
+        for _ in 0..50 {
+            let start = Instant::now();
+            let frozen = guarded.freeze(&group, init).unwrap();
+            longest = longest.max(start.elapsed());
+            assert!(group.is_settled());
+            frozen.thaw().unwrap();
+        }
+        println!("{version}: 50 freezes of a forking container, at most {longest:?} each");
+    });
+}
+
+#[test]
+fn the_end_of_the_container_is_an_error_of_its_own() {
+    each("gone", |version| {
+        let (mut group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let frozen = guarded.freeze(&group, init).unwrap();
+        // A task that v1 froze dies when it is thawed only.
+        group.remove();
+        let error = frozen.thaw().unwrap_err();
+        assert!(matches!(error, Error::Cgroup(cgroup::Error::Gone { .. })), "{error}");
+        assert_eq!(guarded.intents(), 0);
+        let error = guarded.freeze(&group, init).unwrap_err();
+        assert!(matches!(error, Error::Replaced { .. }), "{error}");
+        let error = Freezer::at(&group.path).unwrap_err();
+        assert!(matches!(error, cgroup::Error::Gone { .. }), "{error}");
+    });
+}
+
+#[test]
+fn the_guard_is_a_process_apart() {
+    if !is_root("the guard's properties") {
+        return;
+    }
+    let guarded = Guarded::new();
+    let pid = guarded.pid();
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+    assert_eq!(read("comm").trim(), "snapfs-guard");
+    assert!(read("cmdline").starts_with("snapfs-guard\0"));
+    assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), Path::new("/"));
+    let session: u32 = read("stat").rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert_eq!(session, pid);
+    let mut files: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|file| fs::read_link(file.unwrap().path()).unwrap().display().to_string())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 5, "{files:?}");
+    assert_eq!(files.iter().filter(|file| *file == "/dev/null").count(), 3, "{files:?}");
+    assert!(files.iter().any(|file| file.starts_with("socket:")), "{files:?}");
+    for name in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signal(pid, name);
+    }
+    thread::sleep(Duration::from_millis(50));
+    assert!(!snapfs::sys::process::is_dying(pid) && guarded.pid() == pid);
+}
+
+#[test]
+fn a_killed_guard_is_replaced_and_knows_what_is_frozen() {
+    each("killed guard", |version| {
+        let (group, init) = Group::busy(version);
+        let (other, other_init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let limit = Duration::from_millis(1500);
+        let frozen = guarded.freeze_for(&group, init, limit).unwrap();
+        for _ in 0..3 {
+            let old = guarded.pid();
+            signal(old, Signal::SIGKILL);
+            // At once, before anybody could notice.
+            guarded.freeze(&other, other_init).unwrap().thaw().unwrap();
+            assert_ne!(guarded.pid(), old);
+        }
+        // And without anybody asking.
+        let old = guarded.pid();
+        signal(old, Signal::SIGKILL);
+        wait_for("another guard", Duration::from_secs(5), || guarded.guard().pid().is_some_and(|pid| pid != old));
+        assert!(frozen.still_frozen().unwrap());
+        wait_for("thaw at the limit", Duration::from_secs(5), || !group.is_frozen());
+        assert!(matches!(frozen.thaw(), Err(Error::LimitExceeded { .. })));
+    });
+}
+
+#[test]
+fn a_guard_that_hangs_is_replaced() {
+    each("stopped guard", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let old = guarded.pid();
+        signal(old, Signal::SIGSTOP);
+        guarded.freeze(&group, init).unwrap().thaw().unwrap();
+        assert_ne!(guarded.pid(), old);
+    });
+}
+
+#[test]
+fn nothing_is_frozen_without_a_guard() {
+    each("no guard", |version| {
+        let (group, init) = Group::busy(version);
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        assert!(matches!(Guard::start_from(Path::new("/bin/true"), directory.path()), Err(Error::NoAnswer { .. })));
+        assert!(matches!(Guard::start_from(Path::new("/bin/nothing"), directory.path()), Err(Error::Start { .. })));
+        // A program that cannot be started again.
+        let program = directory.path().join("snapfs");
+        fs::copy(env!("CARGO_BIN_EXE_snapfs"), &program).unwrap();
+        let guard = Guard::start_from(&program, &directory.path().join("frozen")).unwrap();
+        fs::remove_file(&program).unwrap();
+        signal(guard.pid().unwrap(), Signal::SIGKILL);
+        let refused = Frozen::freeze(&guard, &group.cgroups(), init, LIMIT);
+        assert!(matches!(refused, Err(Error::Start { .. })), "{refused:?}");
+        assert!(!group.is_frozen() && intents(&directory.path().join("frozen")) == 0);
+    });
+}
+
+#[test]
+fn a_directory_that_others_can_write_to_is_refused() {
+    if !is_root("directory") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    assert!(matches!(Guard::start(directory.path()), Err(Error::Intent { .. })));
+    assert!(matches!(thaw_leftovers(directory.path()), Err(Error::Intent { .. })));
+    assert!(thaw_leftovers(&directory.path().join("missing")).unwrap().is_empty());
+}
+
+/// A daemon in a process of its own, which freezes and thaws one group until it is killed.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(directory: &Path, group: &Group, init: Init, what: &str) -> Daemon {
+        let task = format!("{} {} {} {} {what}", directory.display(), group.version, group.path.display(), init.pid);
+        let mut child = command(std::env::current_exe().unwrap())
+            .args(["--exact", "guard::daemon", "--ignored", "--nocapture"])
+            .env(DAEMON, task)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("ready")), "the daemon did not start");
+        Daemon(child)
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+    }
+
+    /// The guard, its only child.
+    fn guard(&self) -> u32 {
+        let pid = self.0.id();
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let children = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+        children.collect::<String>().split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "not a test: the daemon that the others start and kill"]
+fn daemon() {
+    let Some(task) = std::env::var_os(DAEMON) else { panic!("{DAEMON} is not set") };
+    let task = task.into_string().unwrap();
+    let [directory, version, path, pid, what] = task.split(' ').collect::<Vec<_>>()[..] else { panic!("{task}") };
+    let group = cgroups(Version::parse(version).unwrap(), Path::new(path));
+    let init = Init::of(pid.parse().unwrap()).unwrap();
+    let guard = start(Path::new(directory));
+    let say_ready = || {
+        println!("ready");
+        std::io::stdout().flush().unwrap();
+    };
+    match what {
+        "cycle" => {
+            say_ready();
+            for round in 0_u64.. {
+                let frozen = Frozen::freeze(&guard, &group, init, LIMIT).unwrap();
+                thread::sleep(Duration::from_micros(round * 37 % 500));
+                frozen.thaw().unwrap();
+            }
+        }
+        "hold" => {
+            let _frozen = Frozen::freeze(&guard, &group, init, LIMIT).unwrap();
+            say_ready();
+            thread::sleep(Duration::from_secs(600));
+        }
+        // A thread that SIGKILL cannot reach, and with it the daemon's files stay open.
+        file => {
+            let file = file.to_owned();
+            let _frozen = Frozen::freeze(&guard, &group, init, LIMIT).unwrap();
+            thread::spawn(move || fs::read(file));
+            thread::sleep(Duration::from_millis(100));
+            say_ready();
+            thread::sleep(Duration::from_secs(600));
+        }
+    }
+}
+
+/// How long the group stays frozen after `kill`, looked at more often than once in a millisecond, and whether it was frozen.
+fn thawed_after(group: &Group, kill: impl FnOnce()) -> (Duration, bool) {
+    let was_frozen = group.is_frozen();
+    let start = Instant::now();
+    kill();
+    let mut last_frozen = Duration::ZERO;
+    // It must not be frozen again by a late write.
+    while start.elapsed() < last_frozen + Duration::from_millis(30) {
+        if group.is_frozen() {
+            last_frozen = start.elapsed();
+            assert!(last_frozen < Duration::from_secs(5), "frozen for ever");
+        }
+        thread::sleep(Duration::from_micros(300));
+    }
+    (last_frozen, was_frozen)
+}
+
+fn report(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let (median, max) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("{what}: {} times, median {median:?}, max {max:?}", times.len());
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_leaves_nothing_frozen() {
+    each("killed daemon", |version| {
+        let (group, init) = Group::busy(version);
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        let (mut times, mut guards) = (Vec::new(), Vec::new());
+        for death in 0..DEATHS {
+            let mut daemon = Daemon::start(directory.path(), &group, init, "cycle");
+            guards.push(daemon.guard());
+            thread::sleep(Duration::from_micros(death * 7919 % 9000));
+            let (after, was_frozen) = thawed_after(&group, || daemon.kill());
+            assert!(after < BOUND, "death {death}: frozen for {after:?}");
+            if was_frozen || !after.is_zero() {
+                times.push(after);
+            }
+            for leftover in thaw_leftovers(directory.path()).unwrap() {
+                leftover.result.unwrap();
+            }
+            assert_eq!(intents(directory.path()), 0);
+        }
+        assert!(runs(init.pid));
+        assert!(times.len() as u64 > DEATHS / 10, "only {} of the deaths met a frozen group", times.len());
+        report(&format!("{version}: thawed after the daemon's death"), times);
+        for guard in guards {
+            wait_for("the guards end", Duration::from_secs(5), || start_time(guard).is_err());
+        }
+    });
+}
+
+#[test]
+fn a_daemon_that_cannot_die_is_dead_to_the_guard() {
+    each("daemon in uninterruptible sleep", |version| {
+        let directory = tempfile::tempdir().unwrap();
+        let hung = HungFuse::mount(directory.path());
+        let runtime = tempfile::tempdir_in("/run").unwrap();
+        let (group, init) = Group::busy(version);
+        let mut daemon = Daemon::start(runtime.path(), &group, init, hung.file().to_str().unwrap());
+        let guard = daemon.guard();
+        let (after, was_frozen) = thawed_after(&group, || daemon.kill());
+        assert!(was_frozen && after < BOUND, "{after:?}");
+        assert!(daemon.0.try_wait().unwrap().is_none(), "the daemon could die, so that nothing was shown");
+        println!("{version}: thawed {after:?} after the SIGKILL to a daemon that cannot die");
+        // What its user does from then on is not undone.
+        thread::sleep(Duration::from_millis(400));
+        group.write(true);
+        drop(hung);
+        drop(daemon);
+        wait_for("the guard ends", Duration::from_secs(5), || start_time(guard).is_err());
+        assert!(group.is_frozen());
+    });
+}
+
+#[test]
+fn what_daemon_and_guard_leave_when_killed_together_is_thawed_at_the_next_start() {
+    each("both killed", |version| {
+        let (group, init) = Group::busy(version);
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        for _ in 0..20 {
+            let mut daemon = Daemon::start(directory.path(), &group, init, "hold");
+            let guard = daemon.guard();
+            signal(daemon.0.id(), Signal::SIGSTOP);
+            signal(guard, Signal::SIGKILL);
+            daemon.kill();
+            daemon.0.wait().unwrap();
+            assert!(group.is_frozen() && intents(directory.path()) == 1);
+            let leftovers = thaw_leftovers(directory.path()).unwrap();
+            assert_eq!(leftovers.len(), 1);
+            assert_eq!(leftovers[0].path, group.path);
+            assert!(leftovers[0].result.is_ok() && !group.is_frozen() && intents(directory.path()) == 0);
+        }
+        // A commit that comes before anybody looked: it is not its user's freeze.
+        let mut daemon = Daemon::start(directory.path(), &group, init, "hold");
+        signal(daemon.0.id(), Signal::SIGSTOP);
+        signal(daemon.guard(), Signal::SIGKILL);
+        daemon.kill();
+        daemon.0.wait().unwrap();
+        let guard = start(directory.path());
+        let frozen = Frozen::freeze(&guard, &group.cgroups(), init, LIMIT).unwrap();
+        assert!(!frozen.was_paused());
+        frozen.thaw().unwrap();
+        assert!(runs(init.pid) && intents(directory.path()) == 0);
+        let pid = guard.pid().unwrap();
+        drop(guard);
+        wait_for("the guard ends", Duration::from_secs(5), || start_time(pid).is_err());
+    });
+}
+
+#[test]
+fn a_pause_by_its_user_after_the_daemons_death_is_kept() {
+    each("pause after death", |version| {
+        let (group, init) = Group::busy(version);
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        let mut daemon = Daemon::start(directory.path(), &group, init, "hold");
+        let guard = daemon.guard();
+        daemon.kill();
+        daemon.0.wait().unwrap();
+        wait_for("the guard ends", Duration::from_secs(5), || start_time(guard).is_err());
+        assert!(!group.is_frozen());
+        group.write(true);
+        let leftovers = thaw_leftovers(directory.path()).unwrap();
+        assert!(leftovers.iter().all(|leftover| leftover.result.is_ok()));
+        assert!(group.is_frozen() && intents(directory.path()) == 0);
+    });
+}
+
+#[test]
+fn a_file_that_is_no_intent_is_reported_and_kept() {
+    if !is_root("foreign file") {
+        return;
+    }
+    let directory = tempfile::tempdir_in("/run").unwrap();
+    fs::write(directory.path().join("v1-1"), "thaw /sys/fs/cgroup\n").unwrap();
+    let leftovers = thaw_leftovers(directory.path()).unwrap();
+    assert!(matches!(leftovers[..], [guard::Leftover { result: Err(Error::NotIntent { .. }), .. }]), "{leftovers:?}");
+    assert_eq!(intents(directory.path()), 1);
+}
+
+#[test]
+fn a_freeze_and_a_thaw_take_microseconds() {
+    each("latency", |version| {
+        let (group, init) = Group::busy(version);
+        let freezer = Freezer::open(&group.cgroups(), init.pid, &[]).unwrap();
+        let (mut freezes, mut thaws) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            let start = Instant::now();
+            freezer.freeze(start + LIMIT).unwrap();
+            freezes.push(start.elapsed());
+            let start = Instant::now();
+            freezer.thaw().unwrap();
+            thaws.push(start.elapsed());
+            thread::sleep(Duration::from_micros(200));
+        }
+        let guarded = Guarded::new();
+        let (mut frozen_for, mut calls) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            let start = Instant::now();
+            frozen_for.push(guarded.freeze(&group, init).unwrap().thaw().unwrap());
+            calls.push(start.elapsed());
+            thread::sleep(Duration::from_micros(200));
+        }
+        frozen_for.sort();
+        assert!(frozen_for[150] < Duration::from_millis(20), "{:?}", frozen_for[150]);
+        report(&format!("{version}: freeze"), freezes);
+        report(&format!("{version}: thaw"), thaws);
+        report(&format!("{version}: stopped by an empty snapshot"), frozen_for);
+        report(&format!("{version}: freeze and thaw with the guard and the intent"), calls);
+    });
+}

@@ -1,0 +1,4 @@
+//! What the tests share.
+
+pub mod cgroup;
+pub mod hung_fuse;
