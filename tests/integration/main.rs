@@ -1,3 +1,9 @@
-//! The one integration test binary.
+//! The one integration test binary: a module is a subject.
 
-fn main() {}
+// What the tests share.
+mod harness;
+
+// The store stopped after every one of its operations, and with every one of them failing.
+mod crash_store;
+// Collection beside commits.
+mod gc;
