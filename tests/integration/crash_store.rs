@@ -9,21 +9,27 @@ use snapfs::oci::Digest;
 use snapfs::store::{Error, Replace, Store};
 
 use crate::harness::backend::{Crash, CrashBackend, EIO, ENOSPC, Plan};
-use crate::harness::image::{build, commit, name, verify};
+use crate::harness::image::{build, commit, digest, name, verify};
+use crate::harness::scratch;
 
 /// What the names stand for, as far as the store has said so.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Names(BTreeMap<String, Digest>);
 
+impl Names {
+    fn set(&mut self, name: &str, image: Digest) {
+        self.0.insert(name.to_owned(), image);
+    }
+
+    fn take(&mut self, name: &str) -> Digest {
+        self.0.remove(name).unwrap()
+    }
+}
+
 /// One step of the life of a store, and what it makes of the names.
 struct Step {
     act: fn(&Store) -> Result<(), Error>,
     effect: fn(&mut Names),
-}
-
-fn image(layers: &[&[u8]]) -> Digest {
-    let place = tempfile::tempdir().unwrap();
-    commit(&Store::open_dir(place.path()).unwrap(), "x", layers).unwrap()
 }
 
 const BASE: &[u8] = b"the base layer, which is shared";
@@ -32,11 +38,11 @@ fn steps() -> Vec<Step> {
     vec![
         Step {
             act: |store| commit(store, "img", &[BASE, b"one"]).map(drop),
-            effect: |names| drop(names.0.insert("img".to_owned(), image(&[BASE, b"one"]))),
+            effect: |names| names.set("img", digest(&[BASE, b"one"])),
         },
         Step {
             act: |store| commit(store, "r.example/team/web:1", &[BASE, b"two"]).map(drop),
-            effect: |names| drop(names.0.insert("r.example/team/web:1".to_owned(), image(&[BASE, b"two"]))),
+            effect: |names| names.set("r.example/team/web:1", digest(&[BASE, b"two"])),
         },
         // One image gets a second name without a blob being written.
         Step {
@@ -45,40 +51,50 @@ fn steps() -> Vec<Step> {
                 let record = store.record(&name("img")).ok_or(Error::NoSuchName { name: name("img") })?;
                 store.tag(&lease, &name("img:stable"), (*record).clone(), Replace::Allowed).map(drop)
             },
-            effect: |names| drop(names.0.insert("img:stable".to_owned(), names.0["img"])),
+            effect: |names| names.set("img:stable", names.0["img"]),
         },
         Step { act: |store| store.remember("diff-id", "sha256:00", b"fact"), effect: |_| {} },
         // The name moves to a new image.
         Step {
             act: |store| commit(store, "img", &[BASE, b"one", b"three"]).map(drop),
-            effect: |names| drop(names.0.insert("img".to_owned(), image(&[BASE, b"one", b"three"]))),
+            effect: |names| names.set("img", digest(&[BASE, b"one", b"three"])),
         },
         // A rename over an existing name, across directories, which leaves empty ones behind.
         Step {
             act: |store| store.rename(&name("r.example/team/web:1"), &name("img:stable"), Replace::Allowed),
             effect: |names| {
-                let moved = names.0.remove("r.example/team/web:1").unwrap();
-                names.0.insert("img:stable".to_owned(), moved);
+                let moved = names.take("r.example/team/web:1");
+                names.set("img:stable", moved);
             },
         },
         // And one into new directories.
         Step {
             act: |store| store.rename(&name("img:stable"), &name("a/b/c"), Replace::Refused),
             effect: |names| {
-                let moved = names.0.remove("img:stable").unwrap();
-                names.0.insert("a/b/c".to_owned(), moved);
+                let moved = names.take("img:stable");
+                names.set("a/b/c", moved);
             },
         },
-        Step { act: |store| store.remove(&name("img")), effect: |names| drop(names.0.remove("img")) },
+        Step {
+            act: |store| store.remove(&name("img")),
+            effect: |names| {
+                names.take("img");
+            },
+        },
         Step { act: |store| store.gc().map(drop), effect: |_| {} },
         // Blobs that were just collected come back.
         Step {
             act: |store| commit(store, "again", &[b"three", b"one"]).map(drop),
-            effect: |names| drop(names.0.insert("again".to_owned(), image(&[b"three", b"one"]))),
+            effect: |names| names.set("again", digest(&[b"three", b"one"])),
         },
         // An operation that gives up leaves nothing.
         Step { act: |store| build(&store.lease()?, &[b"never named"]).map(drop), effect: |_| {} },
-        Step { act: |store| store.remove(&name("a/b/c")), effect: |names| drop(names.0.remove("a/b/c")) },
+        Step {
+            act: |store| store.remove(&name("a/b/c")),
+            effect: |names| {
+                names.take("a/b/c");
+            },
+        },
     ]
 }
 
@@ -152,7 +168,7 @@ fn salted(crash: Crash, salt: usize) -> Crash {
 
 /// How many operations the whole life takes on a sound disk.
 fn operations(steps: &[Step]) -> usize {
-    let place = tempfile::tempdir().unwrap();
+    let place = scratch();
     let disk = CrashBackend::new(place.path(), Plan::Sound);
     let store = Store::open(Arc::new(disk.clone())).unwrap();
     for (step, state) in steps.iter().zip(&states(steps)[1..]) {
@@ -170,7 +186,7 @@ fn a_crash_after_any_operation() {
     let total = operations(&steps);
     assert!(total > 150, "{total} operations are not the life that was meant");
     for n in 0..=total {
-        let place = tempfile::tempdir().unwrap();
+        let place = scratch();
         let disk = CrashBackend::new(place.path(), Plan::StopAfter(n));
         let mut done = 0;
         if let Ok(store) = Store::open(Arc::new(disk.clone())) {
@@ -179,7 +195,7 @@ fn a_crash_after_any_operation() {
         let allowed: Allowed = states[done..].iter().take(2).cloned().collect();
         for crash in crashes() {
             let crash = salted(crash, n);
-            let left = tempfile::tempdir().unwrap();
+            let left = scratch();
             disk.materialise(crash, left.path());
             check(left.path(), &allowed, &format!("stopped after {n} of {total} operations, {crash:?}"));
         }
@@ -193,7 +209,7 @@ fn a_crash_during_recovery() {
     // A store that was stopped in the middle of its second commit: leftovers of every kind.
     for stopped_at in [45, 60, 75] {
         for n in 0..60 {
-            let place = tempfile::tempdir().unwrap();
+            let place = scratch();
             let disk = CrashBackend::new(place.path(), Plan::StopAfter(stopped_at));
             let store = Store::open(Arc::new(disk.clone())).unwrap();
             let done = steps.iter().take_while(|step| (step.act)(&store).is_ok()).count();
@@ -202,7 +218,7 @@ fn a_crash_during_recovery() {
             let _ = Store::open(Arc::new(disk.clone())).map(|store| store.gc());
             let allowed: Allowed = states[done..].iter().take(2).cloned().collect();
             for crash in crashes() {
-                let left = tempfile::tempdir().unwrap();
+                let left = scratch();
                 disk.materialise(salted(crash, n), left.path());
                 check(left.path(), &allowed, &format!("stopped at {stopped_at}, again after {n}, {crash:?}"));
             }
@@ -219,7 +235,7 @@ fn any_operation_fails_alone() {
     for errno in [ENOSPC, EIO] {
         for n in 0..total {
             let context = format!("operation {n} of {total} fails with errno {errno}");
-            let place = tempfile::tempdir().unwrap();
+            let place = scratch();
             let disk = CrashBackend::new(place.path(), Plan::FailOnly(n, errno));
             let mut expected = Names::default();
             let mut uncertain = Vec::new();
@@ -260,7 +276,7 @@ fn any_operation_fails_alone() {
 }
 
 fn check_left(disk: &CrashBackend, crash: Crash, allowed: &Allowed, context: &str) {
-    let left = tempfile::tempdir().unwrap();
+    let left = scratch();
     disk.materialise(crash, left.path());
     check(left.path(), allowed, &format!("{context}, {crash:?}"));
 }
@@ -268,16 +284,16 @@ fn check_left(disk: &CrashBackend, crash: Crash, allowed: &Allowed, context: &st
 /// The disk must be able to convict: without the order law's syncs the same checks fail.
 #[test]
 fn the_checks_notice_a_missing_sync() {
-    let place = tempfile::tempdir().unwrap();
+    let place = scratch();
     let disk = CrashBackend::new(place.path(), Plan::Sound);
     let store = Store::open(Arc::new(disk.clone())).unwrap();
     let lease = store.lease().unwrap();
-    let (digest, _) = lease.put(b"a blob whose name nothing has made durable").unwrap();
-    let left = tempfile::tempdir().unwrap();
+    let (blob, _) = lease.put(b"a blob whose name nothing has made durable").unwrap();
+    let left = scratch();
     disk.materialise(Crash::PowerCut, left.path());
-    assert!(!left.path().join("blobs/sha256").join(digest.hex()).exists());
+    assert!(!left.path().join("blobs/sha256").join(blob.hex()).exists());
     commit(&store, "img", &[b"x"]).unwrap();
-    let left = tempfile::tempdir().unwrap();
+    let left = scratch();
     disk.materialise(Crash::PowerCut, left.path());
-    assert!(left.path().join("blobs/sha256").join(digest.hex()).exists());
+    assert!(left.path().join("blobs/sha256").join(blob.hex()).exists());
 }

@@ -14,7 +14,7 @@ use snapfs::store::{Backend, DirBackend, FileKind, Pending};
 
 /// When the disk misbehaves. Operations count from 0.
 #[derive(Debug, Clone, Copy)]
-pub enum Plan {
+pub(crate) enum Plan {
     /// Never.
     Sound,
     /// The first `n` operations succeed and everything after them fails.
@@ -25,7 +25,7 @@ pub enum Plan {
 
 /// What is left of the tree after a crash.
 #[derive(Debug, Clone, Copy)]
-pub enum Crash {
+pub(crate) enum Crash {
     /// `kill -9`: all that was done is there.
     Kill,
     /// A power cut that loses everything that was not synced.
@@ -36,7 +36,7 @@ pub enum Crash {
 
 /// The disk. Clones are the same disk.
 #[derive(Debug, Clone)]
-pub struct CrashBackend {
+pub(crate) struct CrashBackend {
     live: Arc<DirBackend>,
     state: Arc<Mutex<State>>,
 }
@@ -61,31 +61,31 @@ enum Inode {
 
 const TOP: usize = 0;
 /// input/output error: asm-generic/errno-base.h
-pub const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 /// no space left on device: asm-generic/errno-base.h
-pub const ENOSPC: i32 = 28;
+pub(crate) const ENOSPC: i32 = 28;
 
 impl CrashBackend {
     /// An empty disk, kept at `place`.
-    pub fn new(place: &Path, plan: Plan) -> CrashBackend {
+    pub(crate) fn new(place: &Path, plan: Plan) -> CrashBackend {
         let live = Arc::new(DirBackend::open(place).unwrap());
         let state = State { plan, count: 0, inodes: vec![Inode::directory()], pending: Vec::new() };
         CrashBackend { live, state: Arc::new(Mutex::new(state)) }
     }
 
     /// How many operations there were.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().count
     }
 
     /// From here on, count from 0 and follow `plan`.
-    pub fn set_plan(&self, plan: Plan) {
+    pub(crate) fn set_plan(&self, plan: Plan) {
         let mut state = self.lock();
         (state.plan, state.count) = (plan, 0);
     }
 
     /// Write the tree as it is after `crash` into the directory `place`, which must exist.
-    pub fn materialise(&self, crash: Crash, place: &Path) {
+    pub(crate) fn materialise(&self, crash: Crash, place: &Path) {
         let state = self.lock();
         let mut inodes = state.inodes.clone();
         let mut coin = match crash {
@@ -95,9 +95,6 @@ impl CrashBackend {
         };
         let mut survives: Vec<bool> = state.pending.iter().map(|_| coin.toss()).collect();
         // What is later at the same name cannot survive without what is earlier.
-        for later in (0..survives.len()).rev().filter(|at| survives[*at]).collect::<Vec<_>>() {
-            survives[later] = true;
-        }
         for later in (0..survives.len()).rev() {
             if survives[later] {
                 for earlier in

@@ -9,38 +9,54 @@ use snapfs::store::{DOCUMENT_LIMIT, Error, Lease, Record, Replace, Store};
 use snapfs::sys::clock::Clock;
 
 /// A name, which must be one.
-pub fn name(text: &str) -> ImageName {
+pub(crate) fn name(text: &str) -> ImageName {
     text.parse().unwrap()
 }
 
+/// The configuration, the manifest, and the record of an image with these layers.
+fn documents(layers: &[&[u8]]) -> (Vec<u8>, Vec<u8>, Record) {
+    let descriptor = |media_type: &str, bytes: &[u8]| json!({ "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len() });
+    let layers: Vec<_> = layers.iter().map(|layer| descriptor(MEDIA_TYPE_LAYER, layer)).collect();
+    let config = json!({ "layers": layers }).to_string().into_bytes();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MEDIA_TYPE_MANIFEST,
+        "config": descriptor(MEDIA_TYPE_CONFIG, &config),
+        "layers": layers,
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let named = serde_json::from_value(descriptor(MEDIA_TYPE_MANIFEST, &manifest)).unwrap();
+    (config, manifest, Record::new(named, Clock::fixed(1_700_000_000).unwrap().now()))
+}
+
+/// The digest of the image with these layers.
+pub(crate) fn digest(layers: &[&[u8]]) -> Digest {
+    documents(layers).2.manifest.digest
+}
+
 /// Store an image with these layers and give it no name; a layer that is there is adopted.
-pub fn build(lease: &Lease, layers: &[&[u8]]) -> Result<Record, Error> {
-    let mut descriptors = Vec::new();
+pub(crate) fn build(lease: &Lease, layers: &[&[u8]]) -> Result<Record, Error> {
     for layer in layers {
         let digest = Digest::of(layer);
         if lease.adopt(&digest)?.is_none() {
             assert_eq!(lease.put(layer)?, (digest, layer.len() as u64));
         }
-        descriptors.push(json!({ "mediaType": MEDIA_TYPE_LAYER, "digest": digest, "size": layer.len() }));
     }
-    let (config, config_size) = lease.put(json!({ "layers": descriptors }).to_string().as_bytes())?;
-    let config = json!({ "mediaType": MEDIA_TYPE_CONFIG, "digest": config, "size": config_size });
-    let manifest =
-        json!({ "schemaVersion": 2, "mediaType": MEDIA_TYPE_MANIFEST, "config": config, "layers": descriptors });
-    let (digest, size) = lease.put(manifest.to_string().as_bytes())?;
-    let manifest = Descriptor { media_type: MEDIA_TYPE_MANIFEST.to_owned(), digest, size };
-    Ok(Record::new(manifest, Clock::fixed(1_700_000_000).unwrap().now()))
+    let (config, manifest, record) = documents(layers);
+    lease.put(&config)?;
+    lease.put(&manifest)?;
+    Ok(record)
 }
 
 /// Make an image of these layers and name it.
-pub fn commit(store: &Store, to: &str, layers: &[&[u8]]) -> Result<Digest, Error> {
+pub(crate) fn commit(store: &Store, to: &str, layers: &[&[u8]]) -> Result<Digest, Error> {
     let lease = store.lease()?;
     let record = build(&lease, layers)?;
     store.tag(&lease, &name(to), record, Replace::Allowed).map(|record| record.manifest.digest)
 }
 
 /// Read a whole image and hold every byte against its digest; returns the blobs it consists of.
-pub fn verify(store: &Store, record: &Record) -> BTreeSet<Digest> {
+pub(crate) fn verify(store: &Store, record: &Record) -> BTreeSet<Digest> {
     let manifest = store.read_document(&record.manifest, DOCUMENT_LIMIT).unwrap();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let mut blobs = BTreeSet::from([record.manifest.digest]);
