@@ -170,11 +170,9 @@ impl Listing {
 fn one_line(text: String) -> String {
     text.chars()
         .flat_map(|letter| {
-            let (escaped, plain) = if letter.is_control() { (Some(letter.escape_default()), None) } else { (None, Some(letter)) };
+            let (escaped, plain) =
+                if letter.is_control() { (Some(letter.escape_default()), None) } else { (None, Some(letter)) };
             escaped.into_iter().flatten().chain(plain)
         })
         .collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -85,8 +85,12 @@ impl Podman {
                 Some((_, state)) => Some(state.rootfs),
                 None => spec.as_deref().map(rootfs_of).transpose()?,
             };
-            // Until it is started, only podman's database says which directory it will run on.
-            rootfs.map_or(RootFs::Directory(layer.join("merged")), |rootfs| view.root_fs(&rootfs, now.init))
+            let unknown = || {
+                let reason =
+                    "only podman's database says which directory it will run on, until it is started".to_owned();
+                Error::State { path: self.store.user_data(&record.id), reason }
+            };
+            view.root_fs(&rootfs.ok_or_else(unknown)?, now.init)
         } else {
             self.root(&layer, upper, self.store.lower(&record.layer)?, &now, view)?
         };
@@ -169,7 +173,8 @@ impl Podman {
         let failed = |reason: String| Error::Program { command: command.clone(), reason };
         let program = Program::find("podman").map_err(|error| failed(error.to_string()))?;
         let program = program.arguments(&self.arguments).arguments(["container", "inspect", "--format", "json", id]);
-        let output = program.run(INSPECT).and_then(|output| output.check()).map_err(|error| failed(error.to_string()))?;
+        let output =
+            program.run(INSPECT).and_then(|output| output.check()).map_err(|error| failed(error.to_string()))?;
         let answer: Vec<Inspected> =
             serde_json::from_slice(&output.stdout).map_err(|error| failed(format!("its answer: {error}")))?;
         let [inspected] = <[Inspected; 1]>::try_from(answer)
@@ -249,6 +254,3 @@ impl Engine for Podman {
         Ok(labels)
     }
 }
-
-#[cfg(test)]
-mod tests;

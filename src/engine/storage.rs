@@ -46,7 +46,8 @@ struct ContainerEntry {
     layer: String,
     #[serde(default)]
     metadata: String,
-    created: Option<Timestamp>,
+    #[serde(default)]
+    created: String,
 }
 
 /// The JSON in the string `metadata`. CRI-O writes it, too, with the pod's name; buildah writes none.
@@ -246,7 +247,7 @@ fn record(path: &Path, entry: serde_json::Value) -> Result<Option<Record>, Error
         image_name: metadata.image_name,
         image_id: entry.image,
         layer: entry.layer,
-        created: entry.created,
+        created: entry.created.parse().ok(),
     }))
 }
 

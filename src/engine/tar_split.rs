@@ -94,7 +94,9 @@ impl<R: BufRead> TarSplit<R> {
     }
 
     fn decode(&self, text: Option<&str>) -> Result<Vec<u8>, Error> {
-        STANDARD.decode(text.unwrap_or_default()).map_err(|error| self.damaged(format!("a part is not base64: {error}")))
+        STANDARD
+            .decode(text.unwrap_or_default())
+            .map_err(|error| self.damaged(format!("a part is not base64: {error}")))
     }
 
     fn damaged(&self, reason: String) -> Error {
