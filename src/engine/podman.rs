@@ -220,19 +220,17 @@ impl Engine for Podman {
     }
 
     fn list(&self) -> Result<Inventory, Error> {
-        let Some((records, skipped)) = self.store.containers()? else { return Ok(Inventory::absent()) };
+        let found = self.store.containers()?;
+        let mut inventory = Inventory { present: found.present, skipped: found.skipped, containers: Vec::new() };
         let view = self.host.look()?;
-        let mut inventory = Inventory::present();
-        inventory.skipped = skipped;
-        for record in records {
+        for record in found.records {
             inventory.add(self.container(record, &view).map(Some));
         }
         Ok(inventory)
     }
 
     fn base_image(&self, container: &Container) -> Result<Option<BaseImage>, Error> {
-        let (records, _) = self.store.containers()?.unwrap_or_default();
-        let record = records.into_iter().find(|record| record.id == container.id);
+        let record = self.store.containers()?.records.into_iter().find(|record| record.id == container.id);
         let record = record.ok_or_else(|| Error::Gone { id: container.id.clone(), engine: self.name() })?;
         if record.image_id.is_empty() {
             return Ok(None);

@@ -1,3 +1,7 @@
-//! The one integration test binary.
+//! The one integration test binary: a module is a subject.
 
-fn main() {}
+// What the tests share.
+mod harness;
+
+// What every engine must do, done to the fake, to recorded state and, in the lab, to the real ones.
+mod engines;
