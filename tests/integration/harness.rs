@@ -1,8 +1,9 @@
 //! What the tests share.
 
-pub mod cgroup;
-pub mod hung_fuse;
 pub(crate) mod backend;
+pub(crate) mod cgroup;
+pub(crate) mod engine;
+pub(crate) mod hung_fuse;
 pub(crate) mod image;
 
 use std::path::Path;

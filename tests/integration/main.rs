@@ -12,6 +12,8 @@ mod harness;
 mod crash_store;
 // docs/interface.md against the tables in the code.
 mod docs;
+// What every engine must do, done to the fake, to recorded state and, in the lab, to the real ones.
+mod engines;
 // Collection beside commits.
 mod gc;
 // Freezing, and who thaws when the daemon dies.
