@@ -16,7 +16,6 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::vec::IntoIter;
 
 use crate::commit::collect::{Collector, Seen, look};
@@ -279,8 +278,8 @@ impl Walk<'_> {
             Err(error) => return self.missed(error, &place.path),
         };
         let (names, mut whiteouts) = listed;
-        if place.hidden && !place.lower.is_empty() {
-            whiteouts = self.lower.names(&place.path, &place.lower)?;
+        if place.hidden {
+            whiteouts = self.lower.names(&place.path, &place.lower)?; // none if there is no directory below
             whiteouts.retain(|name| names.binary_search(name).is_err());
         }
         for name in whiteouts {

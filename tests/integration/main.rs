@@ -1,3 +1,6 @@
 //! The one integration test binary.
 
-fn main() {}
+mod harness;
+
+mod changeset;
+mod roundtrip;
