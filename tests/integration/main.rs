@@ -10,6 +10,8 @@ mod harness;
 
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
+// What a container changed, on real overlay mounts.
+mod changeset;
 // docs/interface.md against the tables in the code.
 mod docs;
 // What every engine must do, done to the fake, to recorded state and, in the lab, to the real ones.
@@ -20,3 +22,5 @@ mod gc;
 mod guard;
 // The import table of docs/architecture.md against src/.
 mod layering;
+// A container's tree, and what independent tools make of its layers.
+mod roundtrip;
