@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     snapfs::guard::take_over();
     let done = Helper::parse(std::env::args_os().skip(1)).map_err(daemon::Error::from).and_then(daemon::run_helper);
     done.unwrap_or_else(|error| {
-        eprintln!("mount.snapfs: {error}");
+        eprintln!("mount.snapfs: {}", daemon::sentence(&error));
         ExitCode::from(error.exit_code())
     })
 }

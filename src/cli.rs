@@ -87,6 +87,18 @@ pub struct StoreArgs {
     pub store: PathBuf,
 }
 
+impl Cli {
+    /// Read the process's arguments. Where there is nothing to do, for they are wrong or ask for help, that was said;
+    /// the exit code comes back.
+    pub fn from_args() -> Result<Cli, u8> {
+        Cli::try_parse().map_err(|error| {
+            let _ = error.print();
+            // clap would exit with 2, which mount(8) reserves for system errors.
+            if error.use_stderr() { EXIT_USAGE } else { EXIT_SUCCESS }
+        })
+    }
+}
+
 fn mount_options() -> String {
     let line = |(name, value, meaning): &(&str, &str, &str)| format!("  {:<22} {meaning}\n", format!("{name}={value}"));
     let lines: String = OPTIONS.iter().map(line).collect();

@@ -9,15 +9,15 @@ mod parts;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, select, unbounded};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::api::Snapfs;
 use crate::cli::{self, Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, Helper, HelperError, MountArgs};
 use crate::config::{self, Options};
 use crate::fuse::{self, Session, Target};
@@ -27,8 +27,8 @@ use crate::sys::mount::Flags;
 use crate::{guard, store};
 use parts::Parts;
 
-/// How long after a signal open files may keep the daemon, before it ends and they fail with `ENOTCONN`.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long the daemon serves open files after its last job, when a signal ends it; then they fail with `ENOTCONN`.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The daemon could not be started, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,20 @@ pub enum Error {
     /// The one in the background said nothing.
     #[error("the daemon died before it was ready; see its log, or try `snapfs mount --foreground`")]
     Died,
+}
+
+/// An error with its causes, for a person: a cause that the message already tells is not told twice.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl Error {
@@ -135,14 +149,8 @@ const EXIT_FAULTS: u8 = 1;
 
 /// Do what `mount.snapfs …` was called for.
 pub fn run_helper(helper: Helper) -> Result<ExitCode, Error> {
-    let options = options(&helper.mount)?;
     if helper.fake {
-        return Ok(EXIT_SUCCESS.into());
-    }
-    if options.remount {
-        let dir = absolute(&helper.mount.dir)?;
-        fuse::remount(&dir, flags(&options))?;
-        return Ok(EXIT_SUCCESS.into());
+        return options(&helper.mount).map(|_| EXIT_SUCCESS.into());
     }
     mount(helper.mount)
 }
@@ -156,14 +164,13 @@ fn flags(options: &Options) -> Flags {
     Flags { read_only: options.read_only, no_exec: options.no_exec }
 }
 
-/// Without asking the file system: the daemon leaves the directory it was started in.
-fn absolute(dir: &Path) -> Result<PathBuf, Error> {
-    std::path::absolute(dir).map_err(Error::Start)
-}
-
 fn mount(args: MountArgs) -> Result<ExitCode, Error> {
     let options = options(&args)?;
-    let dir = absolute(&args.dir)?;
+    // Without asking the file system: the daemon leaves the directory it was started in.
+    let dir = std::path::absolute(&args.dir).map_err(Error::Start)?;
+    if options.remount {
+        return Ok(fuse::remount(&dir, flags(&options)).map(|()| ExitCode::SUCCESS)?);
+    }
     if args.foreground {
         log_sink::to_stderr(args.verbose, cli::logs_to_journal());
         return serve(&args, &options, &dir, None).map(|()| ExitCode::SUCCESS);
@@ -176,9 +183,10 @@ fn mount(args: MountArgs) -> Result<ExitCode, Error> {
             let mut readiness = Some(readiness);
             let served = in_background(&args, &options, &dir, &mut readiness);
             if let Err(error) = &served {
-                log::error!("{error}");
+                let sentence = sentence(error);
+                log::error!("{sentence}");
                 if let Some(readiness) = readiness {
-                    let _ = readiness.failed(&error.to_string()); // a parent that left needs no word
+                    let _ = readiness.failed(&sentence); // a parent that left needs no word
                 }
             }
             // Nobody reads a code or a sentence of a daemon; both were given above.
@@ -202,12 +210,6 @@ fn in_background(
     serve(args, options, dir, Some(readiness))
 }
 
-/// What ends the daemon, or is about to.
-enum Event {
-    Ended(Result<(), fuse::Error>),
-    Signal(i32),
-}
-
 /// Mount and serve until the mount is gone, by whatever hand.
 fn serve(
     args: &MountArgs,
@@ -216,94 +218,101 @@ fn serve(
     readiness: Option<&mut Option<Readiness>>,
 ) -> Result<(), Error> {
     let target = Target::prepare(dir)?;
-    let parts = parts::compose(options)?;
-    let (events, inbox) = unbounded();
+    let Parts { tree, snapfs } = parts::compose(options)?;
 
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Start)?;
-    let sender = events.clone();
-    spawn("signals", move || signals.forever().for_each(|signal| drop(sender.send(Event::Signal(signal)))))?;
+    let (sender, signalled) = unbounded();
+    spawn("signals", move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
 
     let how = fuse::Options { source: args.source.clone(), flags: flags(options) };
-    let session = Session::mount(Arc::clone(&parts.tree), &target, &how)?;
+    let session = Session::mount(tree, &target, &how)?;
     let unmounter = session.unmounter();
     let unmount = || {
         if let Err(error) = unmounter.unmount() {
             log::error!("cannot unmount {}: {error}", target.path().display());
         }
     };
-    if let Err(error) = spawn("session", move || drop(events.send(Event::Ended(session.run())))) {
+    let (sender, ended) = bounded(1);
+    if let Err(error) = spawn("session", move || drop(sender.send(session.run()))) {
         unmount();
         return Err(error);
     }
     log::info!("serving {}", target.path().display());
     notify(&[NotifyState::Ready]);
-    if let Some(readiness) = readiness.and_then(Option::take) {
-        if readiness.ready().is_err() {
-            log::warn!("whoever asked for the mount has left: unmounting");
+    if readiness.and_then(Option::take).is_some_and(|readiness| readiness.ready().is_err()) {
+        log::warn!("whoever asked for the mount has left: unmounting");
+        unmount();
+    }
+
+    let unmounted = until_stopped(&signalled, &ended);
+    notify(&[NotifyState::Stopping]);
+    match &unmounted {
+        Some(Ok(())) => drain(&signalled, &snapfs),
+        Some(Err(_)) => unmount(),
+        None => {
+            snapfs.cancel_all();
             unmount();
         }
     }
-
-    let ended = wait(&inbox, || {
-        notify(&[NotifyState::Stopping]);
-        parts.snapfs.cancel_all();
-        unmount();
-    });
-    notify(&[NotifyState::Stopping]);
-    if ended.is_err() {
-        unmount();
-    }
-    finish(parts, &inbox);
-    log::info!("{} is unmounted", target.path().display());
-    Ok(ended?)
+    shut_down(signalled, &snapfs)?;
+    // What waited for a job has its answer now, and closes its file. Others, a shell's working directory for one, are
+    // not waited for.
+    let result = unmounted.or_else(|| ended.recv_timeout(GRACE).ok());
+    log::info!("{} is unmounted{}", target.path().display(), if result.is_some() { "" } else { "; files were open" });
+    Ok(result.unwrap_or(Ok(()))?)
 }
 
-/// Until the session ends, or a signal came and the grace is over, or a second signal came.
-fn wait(inbox: &crossbeam_channel::Receiver<Event>, stop: impl Fn()) -> Result<(), fuse::Error> {
-    let mut stopping = false;
+/// The session's result, or `None` for a signal to stop.
+fn until_stopped(signalled: &Receiver<i32>, ended: &Receiver<Served>) -> Option<Served> {
     loop {
-        let event = if stopping { inbox.recv_timeout(GRACE) } else { inbox.recv().map_err(Into::into) };
-        match event {
-            Ok(Event::Ended(result)) => return result,
-            Ok(Event::Signal(SIGHUP)) => log::info!("SIGHUP: there is nothing to reload"),
-            Ok(Event::Signal(_)) if stopping => return Ok(()),
-            Ok(Event::Signal(signal)) => {
-                log::info!("signal {signal}: stopping");
-                stopping = true;
-                stop();
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                log::warn!("files are still open after {GRACE:?}: they fail from now on");
-                return Ok(());
-            }
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        select! {
+            recv(ended) -> result => return Some(result.unwrap_or(Ok(()))),
+            recv(signalled) -> signal => match signal {
+                Ok(SIGHUP) => log::info!("SIGHUP: there is nothing to reload"),
+                Ok(signal) => {
+                    log::info!("signal {signal}: stopping");
+                    return None;
+                }
+                Err(_) => return ended.recv().ok(),
+            },
         }
     }
 }
 
-/// Let the jobs end, and let a signal hurry them meanwhile.
-fn finish(parts: Parts, inbox: &crossbeam_channel::Receiver<Event>) {
-    let Parts { tree, snapfs } = parts;
-    drop(tree);
-    let (done, is_done) = bounded::<()>(0);
-    let (inbox, hurried) = (inbox.clone(), Arc::clone(&snapfs));
-    let hurry = spawn("finish", move || {
-        loop {
-            crossbeam_channel::select! {
-                recv(inbox) -> event => match event {
-                    Ok(Event::Signal(SIGTERM | SIGINT)) => hurried.cancel_all(),
-                    Ok(Event::Signal(_) | Event::Ended(_)) => {}
-                    Err(_) => break,
-                },
-                recv(is_done) -> _ => break,
+/// How a session ended.
+type Served = Result<(), fuse::Error>;
+
+/// After `umount`, jobs that nobody waits for are let end, until a signal says otherwise.
+fn drain(signalled: &Receiver<i32>, snapfs: &Snapfs) {
+    let ended = |id| snapfs.job(id).is_none_or(|job| job.state().is_terminal());
+    while !snapfs.job_ids().into_iter().all(ended) {
+        match signalled.recv_timeout(Duration::from_millis(50)) {
+            Ok(SIGHUP) | Err(_) => {}
+            Ok(signal) => {
+                log::info!("signal {signal}: cancelling what still runs");
+                return;
             }
         }
-    });
-    snapfs.shut_down();
-    drop(done);
-    if let Ok(thread) = hurry {
-        let _ = thread.join();
     }
+}
+
+/// Cancel the jobs and wait for them. One more signal ends the daemon on the spot: what that leaves behind is what a
+/// kill would, and the guard thaws.
+fn shut_down(signalled: Receiver<i32>, snapfs: &Snapfs) -> Result<(), Error> {
+    spawn("impatience", move || {
+        for signal in signalled.iter().filter(|signal| *signal != SIGHUP) {
+            log::warn!("signal {signal}: leaving jobs behind");
+            std::process::exit(EXIT_USAGE.into());
+        }
+    })?;
+    snapfs.shut_down();
+    Ok(())
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {

@@ -15,6 +15,7 @@ mod errno;
 mod session;
 mod stored;
 mod waiters;
+mod writers;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -25,13 +26,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::tree::{self, Change, Opened, Reply, Tree};
+use crate::tree::{self, Attr, Change, Kind, Opened, Reply, Tree};
 
 pub use session::{Error, Options, Session, Target, Unmounter, remount};
 
@@ -46,6 +47,7 @@ pub(crate) struct Fuse {
     tree: Arc<Tree>,
     waiters: waiters::Waiters,
     stored: stored::Stored,
+    writers: writers::Writers,
 }
 
 impl fmt::Debug for Fuse {
@@ -57,10 +59,10 @@ impl fmt::Debug for Fuse {
 impl Fuse {
     fn new(tree: Arc<Tree>) -> io::Result<Fuse> {
         let waiters = waiters::Waiters::start(tree.completions())?;
-        Ok(Fuse { tree, waiters, stored: stored::Stored::default() })
+        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: writers::Writers::default() })
     }
 
-    /// One call into the tree. Failures become an errno here, and nowhere else.
+    /// One call into the tree, whose failures and panics become an errno.
     fn call<T>(
         &self,
         operation: &'static str,
@@ -69,15 +71,35 @@ impl Fuse {
     ) -> Result<T, Errno> {
         match catch_unwind(AssertUnwindSafe(|| call(&self.tree))) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                log::debug!("{operation} of inode {ino}: {error}");
-                Err(errno::of(error.kind))
-            }
+            Ok(Err(error)) => Err(failed(operation, ino, &error)),
             Err(panic) => {
                 log::error!("{operation} of inode {ino} panicked: {}", panic_message(&*panic));
                 Err(Errno::EIO)
             }
         }
+    }
+
+    /// What `name` is, under the number that this caller is to see.
+    fn look_up(&self, request: &Request, parent: INodeNo, name: &OsStr) -> Result<Attr, Errno> {
+        let mut attr = self.call("lookup", parent, |tree| tree.lookup(parent.0, name))?;
+        if attr.kind == Kind::File {
+            attr.ino = self.writers.look_up(attr.ino, request.pid());
+        }
+        Ok(attr)
+    }
+
+    /// Attributes under the number that they were asked for.
+    fn attr(&self, ino: INodeNo) -> Result<Attr, Errno> {
+        let node = self.writers.resolve(ino.0);
+        self.call("getattr", ino, |tree| tree.attr(node)).map(|attr| Attr { ino: ino.0, ..attr })
+    }
+
+    fn forget_lookups(&self, ino: u64, count: u64) {
+        let node = self.writers.forget(ino, count);
+        let _ = self.call("forget", INodeNo(ino), |tree| {
+            tree.forget(node, count);
+            Ok(())
+        });
     }
 
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
@@ -86,6 +108,12 @@ impl Fuse {
             Err(errno) => errno,
         }
     }
+}
+
+/// The errno of a failure. It is the user's, who finds the sentence in the tree: here it is for debugging only.
+fn failed(operation: &'static str, ino: INodeNo, error: &tree::Error) -> Errno {
+    log::debug!("{operation} of inode {ino}: {error}");
+    errno::of(error.kind)
 }
 
 /// What a panic said.
@@ -116,22 +144,19 @@ impl fuser::Filesystem for Fuse {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.call("lookup", parent, |tree| tree.lookup(parent.0, name)) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.look_up(request, parent, name) {
             Ok(attr) => reply.entry(&convert::ttl(attr.lifetime), &convert::attr(&attr), GENERATION),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        let _ = self.call("forget", ino, |tree| {
-            tree.forget(ino.0, count);
-            Ok(())
-        });
+        self.forget_lookups(ino.0, count);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.call("getattr", ino, |tree| tree.attr(ino.0)) {
+        match self.attr(ino) {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&attr)),
             Err(errno) => reply.error(errno),
         }
@@ -161,8 +186,9 @@ impl fuser::Filesystem for Fuse {
             owner: uid.is_some() || gid.is_some(),
             times: atime.is_some() || mtime.is_some(),
         };
-        match self.call("setattr", ino, |tree| tree.set_attr(ino.0, change)) {
-            Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&attr)),
+        let node = self.writers.resolve(ino.0);
+        match self.call("setattr", ino, |tree| tree.set_attr(node, change)) {
+            Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&Attr { ino: ino.0, ..attr })),
             Err(errno) => reply.error(errno),
         }
     }
@@ -195,7 +221,7 @@ impl fuser::Filesystem for Fuse {
         reply.ok();
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let entries = match self.call("readdirplus", ino, |tree| tree.read_dir(fh.0)) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
@@ -203,15 +229,13 @@ impl fuser::Filesystem for Fuse {
         for (next, entry) in (1u64..).zip(entries.iter()).skip(offset.try_into().unwrap_or(usize::MAX)) {
             // The kernel takes no reference on these two, and forgets none.
             let dots = entry.name == "." || entry.name == "..";
-            let attr = self.call("readdirplus", ino, |tree| {
-                if dots { tree.attr(entry.ino) } else { tree.lookup(ino.0, &entry.name) }
-            });
+            let attr = if dots { self.attr(INodeNo(entry.ino)) } else { self.look_up(request, ino, &entry.name) };
             let Ok(attr) = attr else { continue }; // removed since the listing was made
             let ttl = convert::ttl(attr.lifetime);
             let full = reply.add(INodeNo(attr.ino), next, &entry.name, &ttl, &convert::attr(&attr), GENERATION);
             if full {
                 if !dots {
-                    self.tree.forget(attr.ino, 1);
+                    self.forget_lookups(attr.ino, 1);
                 }
                 break;
             }
@@ -232,13 +256,20 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.call("open", ino, |tree| tree.open(ino.0, convert::access(flags), &convert::caller(request)));
-        match opened {
-            Ok(Opened::Text { fh }) => {
-                reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+        let (access, caller) = (convert::access(flags), convert::caller(request));
+        if access.write && self.writers.admit(ino.0, caller.tid).is_err() {
+            return reply.error(Errno::ESTALE); // the kernel looks up again, and is given another number
+        }
+        let node = self.writers.resolve(ino.0);
+        match self.call("open", ino, |tree| tree.open(node, access, &caller)) {
+            Ok(Opened::Text { fh }) => reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS),
+            Ok(Opened::Control { fh }) => {
+                if access.write {
+                    self.writers.opened(ino.0, fh, caller.tid);
+                }
+                reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
-            Ok(Opened::Control { fh }) => reply.opened(FileHandle(fh), convert::CONTROL_FLAGS),
-            Ok(Opened::Stored { fh, file }) => self.stored.open(ino.0, fh, file, reply),
+            Ok(Opened::Stored { fh, file }) => self.stored.open(node, fh, file, reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -261,7 +292,7 @@ impl fuser::Filesystem for Fuse {
             Ok(Reply::Now(bytes)) => reply.data(&bytes),
             Ok(Reply::Later(mut ticket)) => self.waiters.park(
                 request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| errno::of(error.kind))),
+                move || Some(ticket.poll()?.map_err(|error| failed("read", ino, &error))),
                 move |result| match result {
                     Ok(bytes) => reply.data(&bytes),
                     Err(errno) => reply.error(errno),
@@ -290,7 +321,7 @@ impl fuser::Filesystem for Fuse {
             Ok(Reply::Now(count)) => reply.written(count),
             Ok(Reply::Later(mut ticket)) => self.waiters.park(
                 request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| errno::of(error.kind))),
+                move || Some(ticket.poll()?.map_err(|error| failed("write", ino, &error))),
                 move |result| match result {
                     Ok(count) => reply.written(count),
                     Err(errno) => reply.error(errno),
@@ -319,6 +350,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         self.stored.release(fh.0);
+        self.writers.release(fh.0);
         self.waiters.forget(fh.0);
         let _ = self.call("release", ino, |tree| {
             tree.release(fh.0);

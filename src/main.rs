@@ -2,23 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use snapfs::cli::{Cli, EXIT_USAGE};
+use snapfs::cli::Cli;
 use snapfs::daemon;
 
 fn main() -> ExitCode {
     // Under its other name this program is the guard, and does not return.
     snapfs::guard::take_over();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_args() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            // clap would exit with 2, which mount(8) reserves for system errors.
-            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
-        }
+        Err(code) => return code.into(),
     };
     daemon::run(cli).unwrap_or_else(|error| {
-        eprintln!("snapfs: {error}");
+        eprintln!("snapfs: {}", daemon::sentence(&error));
         ExitCode::from(error.exit_code())
     })
 }

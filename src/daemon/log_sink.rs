@@ -9,11 +9,15 @@ use std::path::Path;
 use env_logger::{Builder, Target};
 use log::{Level, LevelFilter};
 
+use crate::sys::clock::Clock;
+
 /// A terminal gets time and level; the journal gets a priority in front of the line (sd-daemon(3)) and has the time.
 pub(super) fn to_stderr(verbosity: u8, journal: bool) {
     let mut builder = builder(verbosity);
     if journal {
         builder.format(|out, record| writeln!(out, "<{}>{}", priority(record.level()), record.args()));
+    } else {
+        timed(&mut builder);
     }
     start(&mut builder);
 }
@@ -21,7 +25,9 @@ pub(super) fn to_stderr(verbosity: u8, journal: bool) {
 /// Lines with time and level at the end of the file, which only root may read.
 pub(super) fn to_file(verbosity: u8, path: &Path) -> io::Result<()> {
     let file = File::options().append(true).create(true).mode(0o600).open(path)?;
-    start(builder(verbosity).target(Target::Pipe(Box::new(file))));
+    let mut builder = builder(verbosity);
+    timed(&mut builder);
+    start(builder.target(Target::Pipe(Box::new(file))));
     Ok(())
 }
 
@@ -45,6 +51,11 @@ fn builder(verbosity: u8) -> Builder {
     let mut builder = Builder::new();
     builder.filter_level(LevelFilter::Warn).filter_module("snapfs", ours).filter_module("fuser", fusers);
     builder
+}
+
+fn timed(builder: &mut Builder) {
+    let clock = Clock::system();
+    builder.format(move |out, record| writeln!(out, "{} {:5} {}", clock.now(), record.level(), record.args()));
 }
 
 fn start(builder: &mut Builder) {

@@ -10,10 +10,9 @@ use crate::tree::{Access, Attr, Caller, Kind, Lifetime, Ready};
 /// The unit of statfs(2), and what stat(2) recommends for reading, in bytes.
 pub(crate) const BLOCK: u32 = 4096;
 
-/// Control files bypass the page cache, so that a write reaches the tree as it is; and shells close (hence flush)
-/// before they write, so a flush would say nothing.
-pub(crate) const CONTROL_FLAGS: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH).union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
+/// Text and control files bypass the page cache: what is read was made at open, and a write reaches the tree as it is.
+/// No flush: shells close, hence flush, before they write, so it would say nothing.
+pub(crate) const VOLATILE_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// How long the kernel may keep a name and its attributes.
 pub(crate) fn ttl(lifetime: Lifetime) -> Duration {

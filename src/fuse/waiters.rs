@@ -161,6 +161,8 @@ fn run(inbox: &Receiver<Message>, mut completions: Receiver<()>) {
 mod tests {
     use super::*;
     use crossbeam_channel::bounded;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     type Answer = Result<u32, Errno>;
 
@@ -215,13 +217,19 @@ mod tests {
     fn a_newer_watch_takes_the_place_of_the_older() {
         let (wake, completions) = unbounded();
         let waiters = Waiters::start(completions).unwrap();
-        let (ready, watched) = unbounded::<u32>();
+        let ready = Arc::new(AtomicBool::new(false));
+        let (polled, polls) = unbounded();
         let (answer, answered) = unbounded();
         for n in 0..3 {
-            let (watched, answer) = (watched.clone(), answer.clone());
-            waiters.watch(9, move || watched.try_recv().ok().map(|_| Ok(())), move |_| answer.send(n).unwrap());
+            let (ready, polled, answer) = (Arc::clone(&ready), polled.clone(), answer.clone());
+            let poll = move || {
+                polled.send(()).unwrap();
+                ready.load(Ordering::SeqCst).then_some(Ok(()))
+            };
+            waiters.watch(9, poll, move |_| answer.send(n).unwrap());
         }
-        (0..3).for_each(|n| ready.send(n).unwrap());
+        (0..3).for_each(|_| polls.recv_timeout(Duration::from_secs(5)).unwrap()); // each when it was parked
+        ready.store(true, Ordering::SeqCst);
         wake.send(()).unwrap();
         assert_eq!(answered.recv_timeout(Duration::from_secs(5)).unwrap(), 2);
         assert!(answered.recv_timeout(Duration::from_millis(50)).is_err());
