@@ -63,7 +63,7 @@ pub fn commit(
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
     progress.enter("base");
-    let parent = base::import(context, &lease, container, progress)?;
+    let parent = base::import(context, &lease, container, options.compression, progress)?;
 
     let hold = Hold::take(context, container, options.pause)?;
     progress.enter(hold.phase());

@@ -122,7 +122,7 @@ impl Store {
         let mut faults = Vec::new();
         prepare(&disk, &mut faults)?;
         clear_stage(&disk, &mut faults);
-        let (names, generation, unread) = load_names(&disk, &mut faults);
+        let (names, generation, unread) = load_names(&disk, &mut faults)?;
         let boot_id =
             boot::boot_id().map_err(|source| Error::io("read", "/proc/sys/kernel/random/boot_id".into(), source))?;
         Ok(Store(Arc::new(Inner {
@@ -257,8 +257,8 @@ fn clear_stage(disk: &Disk, faults: &mut Vec<Fault>) {
 }
 
 /// All sound names, the highest generation, and a record that is there but that the disk did not give.
-fn load_names(disk: &Disk, faults: &mut Vec<Fault>) -> (Names, u64, Option<PathBuf>) {
-    let mut scan = scan(disk);
+fn load_names(disk: &Disk, faults: &mut Vec<Fault>) -> Result<(Names, u64, Option<PathBuf>), Error> {
+    let mut scan = scan(disk)?;
     let mut unread = None;
     for (path, problem) in std::mem::take(&mut scan.bad) {
         let fault = match problem {
@@ -281,7 +281,7 @@ fn load_names(disk: &Disk, faults: &mut Vec<Fault>) -> (Names, u64, Option<PathB
         generation = generation.max(record.generation);
         names.insert(name, Arc::new(record));
     }
-    (names, generation, unread)
+    Ok((names, generation, unread))
 }
 
 /// Move a bad file to quarantine; if that fails too, the fault is reported as it is.

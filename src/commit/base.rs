@@ -6,14 +6,14 @@ use serde_json::{Map, Value, json};
 
 use crate::commit::{Context, Error, flatten, source, tar};
 use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
-use crate::image::{Compression, Layer, LayerWriter, Parent};
+use crate::image::{self, Compression, Layer, LayerWriter, Parent};
 use crate::oci::Descriptor;
 use crate::progress::Progress;
-use crate::store::Lease;
+use crate::store::{Lease, Store};
 
-/// Cache: diff_id → the layer's blob.
+/// Cache: diff_id and encoding → the layer's blob.
 const BY_DIFF_ID: &str = "layer";
-/// Cache: fingerprint of lower directories → the base layer made of them.
+/// Cache: fingerprint of lower directories, and encoding → the base layer made of them.
 const BY_FINGERPRINT: &str = "base";
 
 /// How much of a base layer is copied between two looks at the progress.
@@ -27,84 +27,104 @@ pub(super) fn import(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
+    compression: Compression,
     progress: &Progress,
 ) -> Result<Parent, Error> {
+    let importer = Importer { store: context.store, lease, compression, progress };
     if let Some(base) = context.engine.base_image(container)? {
-        return import_image(context, lease, base, progress);
+        return importer.image(base);
     }
     let layers = match &container.root {
-        RootFs::Overlay(overlay) => vec![import_lowers(context, lease, overlay, progress)?],
+        RootFs::Overlay(overlay) => vec![importer.lowers(overlay)?],
         RootFs::Directory(_) => Vec::new(),
     };
     let spec = container.read_spec()?.unwrap_or_default();
     Ok(Parent { name: container.image.clone(), config: config_of_bundle(&spec), layers })
 }
 
-fn import_image(context: &Context<'_>, lease: &Lease, base: BaseImage, progress: &Progress) -> Result<Parent, Error> {
-    let config = serde_json::from_slice(&base.config).map_err(Error::BaseConfig)?;
-    let mut layers = Vec::with_capacity(base.layers.len());
-    for layer in &base.layers {
-        let known = known_layer(context, lease, BY_DIFF_ID, &layer.diff_id.hex())?;
-        layers.push(match known {
-            Some(known) => known,
-            None => import_layer(context, lease, layer, progress)?,
-        });
-    }
-    Ok(Parent { name: base.name, config, layers })
+/// Brings layers into the store, in the encoding that was asked for: a tool that cannot read one layer cannot read the image.
+struct Importer<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+    compression: Compression,
+    progress: &'a Progress,
 }
 
-fn import_layer(context: &Context<'_>, lease: &Lease, layer: &BaseLayer, progress: &Progress) -> Result<Layer, Error> {
-    let mut tar = layer.open()?;
-    let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        progress.check()?;
-        let read = match tar.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::BaseRead(error)),
+impl Importer<'_> {
+    fn image(&self, base: BaseImage) -> Result<Parent, Error> {
+        let config = serde_json::from_slice(&base.config).map_err(Error::BaseConfig)?;
+        let layers = base.layers.iter().map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        Ok(Parent { name: base.name, config, layers })
+    }
+
+    fn layer(&self, layer: &BaseLayer) -> Result<Layer, Error> {
+        let key = layer.diff_id.hex();
+        if let Some(known) = self.known(BY_DIFF_ID, &key)? {
+            return Ok(known);
+        }
+        let mut tar = layer.open()?;
+        let mut writer = LayerWriter::new(self.lease.blob()?, self.compression)?;
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            self.progress.check()?;
+            let read = match tar.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::BaseRead(error)),
+            };
+            writer.write_all(&chunk[..read]).map_err(image::Error::Write)?;
+            self.progress.add_bytes(read as u64);
+        }
+        let imported = writer.finish()?;
+        if imported.diff_id != layer.diff_id {
+            return Err(Error::BaseDiffers { expected: layer.diff_id, found: imported.diff_id });
+        }
+        self.remember(BY_DIFF_ID, &key, &imported);
+        self.progress
+            .log(format!("imported base layer {}, {} bytes stored", imported.diff_id, imported.descriptor.size));
+        Ok(imported)
+    }
+
+    fn lowers(&self, overlay: &Overlay) -> Result<Layer, Error> {
+        let fingerprint = flatten::fingerprint(&overlay.lower, self.progress)?.hex();
+        if let Some(known) = self.known(BY_FINGERPRINT, &fingerprint)? {
+            return Ok(known);
+        }
+        let changes = flatten::flatten(&overlay.lower, source::namespace(overlay), self.progress)?;
+        let mut writer = LayerWriter::new(self.lease.blob()?, self.compression)?;
+        tar::write(&changes, &mut writer, self.progress, tar::Options::default())?;
+        let layer = writer.finish()?;
+        self.remember(BY_FINGERPRINT, &fingerprint, &layer);
+        self.progress.log(format!("made base layer {} of the lower directories", layer.diff_id));
+        Ok(layer)
+    }
+
+    /// A cached fact is believed only as far as the blob it names is there, with its size; `adopt` keeps it from then on.
+    fn known(&self, kind: &str, key: &str) -> Result<Option<Layer>, Error> {
+        let Some(bytes) = self.store.recall(kind, &self.keyed(key)) else { return Ok(None) };
+        let Ok((descriptor, diff_id)) = serde_json::from_slice::<(Descriptor, _)>(&bytes) else { return Ok(None) };
+        let size = self.lease.adopt(&descriptor.digest)?;
+        Ok((size == Some(descriptor.size)).then_some(Layer { descriptor, diff_id }))
+    }
+
+    /// The cache only saves time: without it the layer is made again.
+    fn remember(&self, kind: &str, key: &str, layer: &Layer) {
+        let fact = serde_json::to_vec(&(&layer.descriptor, &layer.diff_id)).map_err(image::Error::from);
+        let remembered = fact.and_then(|fact| Ok(self.store.remember(kind, &self.keyed(key), &fact)?));
+        if let Err(error) = remembered {
+            log::warn!("a base layer is not remembered, and will be made again: {error}");
+        }
+    }
+
+    /// Whatever the level: a layer that is there already is not compressed again for a better one.
+    fn keyed(&self, key: &str) -> String {
+        let encoding = match self.compression {
+            Compression::Zstd { .. } => "zstd",
+            Compression::Gzip => "gzip",
+            Compression::None => "tar",
         };
-        writer.write_all(&chunk[..read]).map_err(crate::image::Error::Write)?;
-        progress.add_bytes(read as u64);
-    }
-    let imported = writer.finish()?;
-    if imported.diff_id != layer.diff_id {
-        return Err(Error::BaseDiffers { expected: layer.diff_id, found: imported.diff_id });
-    }
-    remember_layer(context, BY_DIFF_ID, &layer.diff_id.hex(), &imported);
-    progress.log(format!("imported base layer {}, {} bytes stored", imported.diff_id, imported.descriptor.size));
-    Ok(imported)
-}
-
-fn import_lowers(context: &Context<'_>, lease: &Lease, overlay: &Overlay, progress: &Progress) -> Result<Layer, Error> {
-    let fingerprint = flatten::fingerprint(&overlay.lower, progress)?;
-    if let Some(known) = known_layer(context, lease, BY_FINGERPRINT, &fingerprint.hex())? {
-        return Ok(known);
-    }
-    let changes = flatten::flatten(&overlay.lower, source::namespace(overlay), progress)?;
-    let mut writer = LayerWriter::new(lease.blob()?, Compression::default())?;
-    tar::write(&changes, &mut writer, progress, tar::Options::default())?;
-    let layer = writer.finish()?;
-    remember_layer(context, BY_FINGERPRINT, &fingerprint.hex(), &layer);
-    progress.log(format!("made base layer {} of the lower directories", layer.diff_id));
-    Ok(layer)
-}
-
-/// A cached fact is believed only as far as the blob it names is there, with its size; `adopt` keeps it from then on.
-fn known_layer(context: &Context<'_>, lease: &Lease, kind: &str, key: &str) -> Result<Option<Layer>, Error> {
-    let Some(bytes) = context.store.recall(kind, key) else { return Ok(None) };
-    let Ok((descriptor, diff_id)) = serde_json::from_slice::<(Descriptor, _)>(&bytes) else { return Ok(None) };
-    let size = lease.adopt(&descriptor.digest)?;
-    Ok((size == Some(descriptor.size)).then_some(Layer { descriptor, diff_id }))
-}
-
-fn remember_layer(context: &Context<'_>, kind: &str, key: &str, layer: &Layer) {
-    // The cache only saves time: without it the layer is made again.
-    let fact = serde_json::to_vec(&(&layer.descriptor, &layer.diff_id)).map_err(crate::image::Error::from);
-    let remembered = fact.and_then(|fact| Ok(context.store.remember(kind, key, &fact)?));
-    if let Err(error) = remembered {
-        log::warn!("a base layer is not remembered, and will be made again: {error}");
+        format!("{key}.{encoding}")
     }
 }
 

@@ -278,8 +278,8 @@ impl Walk<'_> {
             Err(error) => return self.missed(error, &place.path),
         };
         let (names, mut whiteouts) = listed;
-        if place.hidden && !place.lower.is_empty() {
-            whiteouts = self.lower.names(&place.path, &place.lower)?;
+        if place.hidden {
+            whiteouts = self.lower.names(&place.path, &place.lower)?; // none if there is no directory below
             whiteouts.retain(|name| names.binary_search(name).is_err());
         }
         for name in whiteouts {

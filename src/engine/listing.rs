@@ -1,6 +1,6 @@
 //! The engines together: whose container a name means, and what each engine is able to do at the moment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -86,16 +86,11 @@ impl Listing {
             });
             listing.engines.push((engine, reading));
         }
-        // What an engine has run by a runtime is that engine's, although the runtime lists it as well.
-        let run_for_others: HashMap<String, Container> = containers
-            .iter()
-            .filter(|container| container.runtime.as_deref().is_some_and(|runtime| runtime != container.engine))
-            .map(|container| (container.id.clone(), container.clone()))
-            .collect();
-        containers.retain(|container| {
-            let owner = run_for_others.get(&container.id);
-            !owner.is_some_and(|owner| owner.runtime.as_deref() == Some(container.engine))
-        });
+        // What an engine has a runtime run is that engine's, although the runtime lists it as well.
+        let is_bare = |container: &Container| container.runtime.as_deref() == Some(container.engine);
+        let engines_own: HashSet<String> =
+            containers.iter().filter(|container| !is_bare(container)).map(|container| container.id.clone()).collect();
+        containers.retain(|container| !is_bare(container) || !engines_own.contains(&container.id));
         for container in containers {
             listing.add(container);
         }
@@ -173,14 +168,8 @@ impl Listing {
 
 /// What others wrote must not make a second line, or act on a terminal.
 fn one_line(text: String) -> String {
-    text.chars()
-        .flat_map(|letter| {
-            let (escaped, plain) =
-                if letter.is_control() { (Some(letter.escape_default()), None) } else { (None, Some(letter)) };
-            escaped.into_iter().flatten().chain(plain)
-        })
-        .collect()
+    let escape = |letter: char| {
+        if letter.is_control() { letter.escape_default().to_string() } else { letter.to_string() }
+    };
+    text.chars().map(escape).collect()
 }
-
-#[cfg(test)]
-mod tests;

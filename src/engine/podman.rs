@@ -93,8 +93,12 @@ impl Podman {
                 Some((_, state)) => Some(state.rootfs),
                 None => spec.as_deref().map(rootfs_of).transpose()?,
             };
-            // Until it is started, only podman's database says which directory it will run on.
-            rootfs.map_or(RootFs::Directory(layer.join("merged")), |rootfs| view.root_fs(&rootfs, now.init))
+            let unknown = || {
+                let reason =
+                    "only podman's database says which directory it will run on, until it is started".to_owned();
+                Error::State { path: self.store.user_data(&record.id), reason }
+            };
+            view.root_fs(&rootfs.ok_or_else(unknown)?, now.init)
         } else {
             self.root(&layer, upper, self.store.lower(&record.layer)?, &now, view)?
         };
@@ -224,19 +228,17 @@ impl Engine for Podman {
     }
 
     fn list(&self) -> Result<Inventory, Error> {
-        let Some((records, skipped)) = self.store.containers()? else { return Ok(Inventory::absent()) };
+        let found = self.store.containers()?;
+        let mut inventory = Inventory { present: found.present, skipped: found.skipped, containers: Vec::new() };
         let view = self.host.look()?;
-        let mut inventory = Inventory::present();
-        inventory.skipped = skipped;
-        for record in records {
+        for record in found.records {
             inventory.add(self.container(record, &view).map(Some));
         }
         Ok(inventory)
     }
 
     fn base_image(&self, container: &Container) -> Result<Option<BaseImage>, Error> {
-        let (records, _) = self.store.containers()?.unwrap_or_default();
-        let record = records.into_iter().find(|record| record.id == container.id);
+        let record = self.store.containers()?.records.into_iter().find(|record| record.id == container.id);
         let record = record.ok_or_else(|| Error::Gone { id: container.id.clone(), engine: self.name() })?;
         if record.image_id.is_empty() {
             return Ok(None);
@@ -258,6 +260,3 @@ impl Engine for Podman {
         Ok(labels)
     }
 }
-
-#[cfg(test)]
-mod tests;

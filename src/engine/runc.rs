@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::engine::files;
@@ -54,7 +53,8 @@ struct State {
     id: String,
     init_process_pid: i64,
     init_process_start: u64,
-    created: Option<Timestamp>,
+    #[serde(default)]
+    created: String,
     #[serde(default)]
     cgroup_paths: Option<BTreeMap<String, PathBuf>>,
     config: Config,
@@ -79,7 +79,7 @@ fn parse(directory: &Path, bytes: &[u8]) -> Result<Record, Error> {
     let (freezer, unified) = (cgroups.remove("freezer"), cgroups.remove(""));
     Ok(Record {
         init: runtime::init(state.init_process_pid, state.init_process_start),
-        created: state.created,
+        created: state.created.parse().ok(),
         rootfs: state.config.rootfs,
         spec: bundle.map(|bundle| Path::new(bundle).join("config.json")),
         cgroups: match (&freezer, &unified) {
@@ -88,6 +88,3 @@ fn parse(directory: &Path, bytes: &[u8]) -> Result<Record, Error> {
         },
     })
 }
-
-#[cfg(test)]
-mod tests;

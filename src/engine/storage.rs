@@ -35,6 +35,16 @@ pub(crate) struct Record {
     pub(crate) created: Option<Timestamp>,
 }
 
+/// The entries of a store that are podman's.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    /// There is a store.
+    pub(crate) present: bool,
+    pub(crate) records: Vec<Record>,
+    /// Why others are not among them.
+    pub(crate) skipped: Vec<Error>,
+}
+
 #[derive(Deserialize)]
 struct ContainerEntry {
     id: String,
@@ -46,7 +56,8 @@ struct ContainerEntry {
     layer: String,
     #[serde(default)]
     metadata: String,
-    created: Option<Timestamp>,
+    #[serde(default)]
+    created: String,
 }
 
 /// The JSON in the string `metadata`. CRI-O writes it, too, with the pod's name; buildah writes none.
@@ -92,24 +103,24 @@ struct ImageRootFs {
 }
 
 impl Store {
-    /// podman's containers, and what cannot be used; `None` if there is no store.
-    pub(crate) fn containers(&self) -> Result<Option<(Vec<Record>, Vec<Error>)>, Error> {
-        let (mut records, mut skipped, mut any) = (Vec::new(), Vec::new(), false);
+    /// podman's containers.
+    pub(crate) fn containers(&self) -> Result<Records, Error> {
+        let mut found = Records::default();
         for directory in [self.graph_root.join("overlay-containers"), self.run_root.join("overlay-containers")] {
             for file in ["containers.json", "volatile-containers.json"] {
                 let path = directory.join(file);
                 let Some(entries) = files::read_json::<Vec<serde_json::Value>>(&path, STATE_LIMIT)? else { continue };
-                any = true;
+                found.present = true;
                 for entry in entries {
                     match record(&path, entry) {
-                        Ok(Some(record)) => records.push(record),
+                        Ok(Some(record)) => found.records.push(record),
                         Ok(None) => {}
-                        Err(error) => skipped.push(error),
+                        Err(error) => found.skipped.push(error),
                     }
                 }
             }
         }
-        Ok(any.then_some((records, skipped)))
+        Ok(found)
     }
 
     /// A directory or file of the container `id` in the part of the store that stays.
@@ -246,7 +257,7 @@ fn record(path: &Path, entry: serde_json::Value) -> Result<Option<Record>, Error
         image_name: metadata.image_name,
         image_id: entry.image,
         layer: entry.layer,
-        created: entry.created,
+        created: entry.created.parse().ok(),
     }))
 }
 

@@ -274,3 +274,40 @@ fn remove_draft(path: &Path) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST, Record, THAWED};
+    use std::path::PathBuf;
+
+    fn record(path: &str) -> Record {
+        Record {
+            owner: 7,
+            owner_start_time: 8,
+            boot: "0a-0b".to_owned(),
+            path: PathBuf::from(path),
+            id: u64::MAX,
+            is_thawed: false,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        for path in ["/sys/fs/cgroup/freezer/docker/0a", "/a b  c", "/"] {
+            let mut text = record(path).write();
+            assert_eq!(Record::parse(&text), Some(record(path)));
+            text.extend_from_slice(THAWED.as_bytes());
+            assert_eq!(Record::parse(&text), Some(Record { is_thawed: true, ..record(path) }));
+        }
+        let longest = format!("/{}", "x".repeat(4095));
+        assert!((record(&longest).write().len() + THAWED.len()) as u64 <= LONGEST);
+    }
+
+    #[test]
+    fn a_torn_record_is_none() {
+        let text = record("/sys/fs/cgroup/freezer/docker/0a").write();
+        for length in 0..text.len() {
+            assert_eq!(Record::parse(&text[..length]), None, "{length}");
+        }
+    }
+}

@@ -112,6 +112,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A record could not be read when the store was opened, so nobody knows which blobs it needs.
+    #[error("cannot collect blobs: {} could not be read at the start; check the disk and restart the daemon", path.display())]
+    Unread {
+        /// The record, or a directory of records.
+        path: PathBuf,
+    },
     /// A document cannot be an image's manifest or index.
     #[error("{digest} is no image manifest or index: {reason}; make or fetch the image again")]
     Malformed {

@@ -143,7 +143,7 @@ impl fmt::Display for Problem {
 impl Store {
     /// Read the whole store and report every fault; an empty list is a sound store. Takes as long as reading all blobs.
     ///
-    /// Errors: the store's directory itself cannot be read.
+    /// Errors: the store's directory or that of its names cannot be read, or a newer program wrote it.
     pub fn fsck(&self) -> Result<Vec<Fault>, Error> {
         check(&self.0.disk)
     }
@@ -158,13 +158,13 @@ fn check(disk: &Disk) -> Result<Vec<Fault>, Error> {
     let mut faults = Vec::new();
     let mut report = |path: &Path, problem| faults.push(Fault { path: disk.full(path), problem });
     check_top(disk, &mut report)?;
-    let needs = Needs::collect(disk, &mut report);
+    let needs = Needs::collect(disk, &mut report)?;
     // Beside a daemon an image may be removed and collected between two looks. What is missing in two walks is missing.
     if needs.faults.is_empty() {
         check_blobs(disk, &needs, &mut report);
         return Ok(faults);
     }
-    let again = Needs::collect(disk, &mut |_, _| {});
+    let again = Needs::collect(disk, &mut |_, _| {})?;
     let confirmed: HashSet<&(Digest, Lack)> = again.faults.iter().collect();
     for fault in needs.faults.iter().filter(|fault| confirmed.contains(fault)) {
         let (digest, lack) = fault;
@@ -236,16 +236,16 @@ struct Needs {
 }
 
 impl Needs {
-    fn collect(disk: &Disk, report: &mut impl FnMut(&Path, Problem)) -> Needs {
+    fn collect(disk: &Disk, report: &mut impl FnMut(&Path, Problem)) -> Result<Needs, Error> {
         let mut needs = Needs::default();
-        let scan = scan(disk);
+        let scan = scan(disk)?;
         for (path, problem) in scan.bad {
             report(&path, problem);
         }
         for (name, record) in scan.images {
             needs.walk(disk, &name, &record);
         }
-        needs
+        Ok(needs)
     }
 
     fn needed_by(&self, digest: &Digest) -> Needed {

@@ -62,8 +62,7 @@ impl Store {
         inner.disk.require_writable()?;
         let _one_at_a_time = inner.collection.lock();
         if let Some(path) = &inner.unread {
-            let reason = "it could not be read at the start, so nobody knows which blobs it needs".to_owned();
-            return Err(Error::Corrupt { path: path.clone(), reason });
+            return Err(Error::Unread { path: path.clone() });
         }
         // The order matters: a name that is missing in the list below was given later, by a lease that holds all its
         // blobs and that `collecting` remembers.

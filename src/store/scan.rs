@@ -31,13 +31,16 @@ impl Scan {
 }
 
 /// Read all records. What vanishes meanwhile was removed; what cannot be read is among the bad.
-pub(crate) fn scan(disk: &Disk) -> Scan {
+///
+/// Errors: the top directory cannot be listed.
+pub(crate) fn scan(disk: &Disk) -> Result<Scan, Error> {
     let mut scan = Scan::default();
     let mut open = vec![PathBuf::from(layout::NAMES)];
     while let Some(directory) = open.pop() {
         let entries = match disk.list(&directory) {
             Ok(entries) => entries,
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if directory == Path::new(layout::NAMES) => return Err(error),
             Err(error) => {
                 scan.bad.push((directory, Problem::Unreadable { reason: error.to_string() }));
                 continue;
@@ -61,7 +64,7 @@ pub(crate) fn scan(disk: &Disk) -> Scan {
             }
         }
     }
-    scan
+    Ok(scan)
 }
 
 fn read(disk: &Disk, path: &Path) -> Result<Option<(ImageName, Record)>, Problem> {

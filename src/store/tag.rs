@@ -54,7 +54,7 @@ impl Store {
         }
         let record = Arc::new(record);
         turn.generation = record.generation;
-        if let Err(error) = inner.sync_names(&path, &made) {
+        if let Err(error) = inner.disk.sync_dir(parent(&path)) {
             if Inner::put_back(inner, name).is_ok() {
                 inner.prune(&made);
             } else {
@@ -85,7 +85,7 @@ impl Store {
             return Err(error);
         }
         // Of the two directories the new name's comes first: better two names than none.
-        let synced = inner.sync_names(&new, &made).and_then(|()| match parent(&old) == parent(&new) {
+        let synced = inner.disk.sync_dir(parent(&new)).and_then(|()| match parent(&old) == parent(&new) {
             true => Ok(()),
             false => inner.disk.sync_dir(parent(&old)),
         });
@@ -169,25 +169,21 @@ impl Inner {
         }
     }
 
-    /// Make the directories that a name needs; returns the new ones, outermost first.
+    /// Make the directories that a name needs, durably: a record that moves into one must not be lost with it. Returns
+    /// the new ones, outermost first.
     fn make_directories(&self, name: &ImageName) -> Result<Vec<PathBuf>, Error> {
         let mut made: Vec<PathBuf> = Vec::new();
         for directory in self.names.read().missing_directories(name) {
             let path = Path::new(layout::NAMES).join(directory);
             // One that is there already is an empty rest: just as much in need of a sync.
-            if let Err(error) = self.disk.make_dir(&path) {
+            let result = self.disk.make_dir(&path);
+            made.push(path);
+            if let Err(error) = result.and_then(|_| self.disk.sync_dir(parent(&made[made.len() - 1]))) {
                 self.prune(&made);
                 return Err(error);
             }
-            made.push(path);
         }
         Ok(made)
-    }
-
-    /// Make a record's name durable, and those of the directories that were made for it.
-    fn sync_names(&self, record: &Path, made: &[PathBuf]) -> Result<(), Error> {
-        self.disk.sync_dir(parent(record))?;
-        made.iter().rev().try_for_each(|directory| self.disk.sync_dir(parent(directory)))
     }
 
     /// Take back a change whose durability failed: what memory says of the name goes to the disk again.

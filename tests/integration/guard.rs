@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use snapfs::guard::{self, Error, Frozen, Guard, Init, thaw_leftovers};
 use snapfs::sys::cgroup::{self, Cgroups, Freezer, Version};
-use snapfs::sys::process::start_time;
+use snapfs::sys::process::{has_interrupting_signal, is_dying, start_time};
 
 use crate::harness::cgroup::{Group, cgroups, command, is_root, runs, ticks, versions, wait_for};
 use crate::harness::hung_fuse::HungFuse;
@@ -344,7 +344,7 @@ fn the_guard_is_a_process_apart() {
         signal(pid, name);
     }
     thread::sleep(Duration::from_millis(50));
-    assert!(!snapfs::sys::process::is_dying(pid) && guarded.pid() == pid);
+    assert!(!is_dying(pid) && guarded.pid() == pid);
 }
 
 #[test]
@@ -660,5 +660,22 @@ fn a_freeze_and_a_thaw_take_microseconds() {
         report(&format!("{version}: thaw"), thaws);
         report(&format!("{version}: stopped by an empty snapshot"), frozen_for);
         report(&format!("{version}: freeze and thaw with the guard and the intent"), calls);
+    });
+}
+
+#[test]
+fn a_signal_to_a_task_that_cannot_take_it_is_seen() {
+    each("pending signals", |version| {
+        let (group, init) = Group::busy(version);
+        let guarded = Guarded::new();
+        let frozen = guarded.freeze(&group, init).unwrap();
+        assert!(!has_interrupting_signal(init.pid));
+        signal(init.pid, Signal::SIGWINCH);
+        assert!(!has_interrupting_signal(init.pid));
+        signal(init.pid, Signal::SIGTERM);
+        assert!(has_interrupting_signal(init.pid) && !is_dying(init.pid));
+        frozen.thaw().unwrap();
+        wait_for("the task ends", Duration::from_secs(5), || is_dying(init.pid));
+        assert!(has_interrupting_signal(init.pid));
     });
 }
