@@ -5,6 +5,7 @@ pub(crate) mod cgroup;
 pub(crate) mod engine;
 pub(crate) mod hung_fuse;
 pub(crate) mod image;
+pub(crate) mod mount;
 pub(crate) mod rootfs;
 
 use std::path::Path;

@@ -23,4 +23,6 @@ mod guard;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // A container's tree, and what independent tools make of its layers.
+// The life of a mount, and what every program may expect of it.
+mod mount;
 mod roundtrip;
