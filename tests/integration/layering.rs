@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 fn table() -> BTreeMap<String, Vec<String>> {
     let text = fs::read_to_string(root().join("docs/architecture.md")).expect("docs/architecture.md");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
-    let words = |cell: &str| -> Vec<String> {
-        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-    };
+    let words = |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let mut table = BTreeMap::new();
     for row in rows {
         let cells: Vec<&str> = row.split('|').collect();
@@ -117,9 +115,9 @@ fn only_their_room_names_the_outside_world() {
         let (module, text) = (module(&path), fs::read_to_string(&path).unwrap());
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
             for (name, rooms) in owners {
-                let named = line.match_indices(name).any(|(at, _)| {
-                    !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
-                });
+                let named = line
+                    .match_indices(name)
+                    .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
                 if named && !rooms.contains(&module.as_str()) {
                     wrong.push(format!("{}: {}", path.display(), line.trim()));
                 }
