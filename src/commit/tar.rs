@@ -199,7 +199,8 @@ impl<'a, W: Write> Writer<'a, W> {
         let is_sparse = entry.metadata.blocks * (BLOCK as u64) < size;
         let (mut at, mut complete) = (0, true);
         while at < size {
-            let data = if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
+            let data =
+                if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
             self.fill(data.start.min(size).saturating_sub(at))?;
             at = at.max(data.start.min(size));
             while at < data.end.min(size) {

@@ -3,9 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::sys::process;
+
 /// A step that failed at an engine.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// A file or directory of the engine could not be read.
     #[error("cannot read {path:?}: {source}; check that the engine's directory is whole and readable")]
@@ -119,12 +120,22 @@ pub enum Error {
         /// What is different.
         reason: String,
     },
-    /// The engine's own program failed or gave an answer that cannot be used.
-    #[error("`{command}` failed: {reason}; run it by hand to see why")]
+    /// The engine's own program failed.
+    #[error("`{command}` failed: {source}; run it by hand to see why")]
     Program {
         /// The command line.
         command: String,
-        /// What happened.
+        /// What happened to it.
+        source: process::Error,
+    },
+    /// The engine's own program gave an answer that cannot be used.
+    #[error(
+        "`{command}` gave an answer that cannot be used: {reason}; if it is newer than docs/engines.md says, report it"
+    )]
+    Answer {
+        /// The command line.
+        command: String,
+        /// What is wrong with the answer.
         reason: String,
     },
 }

@@ -178,15 +178,15 @@ impl Podman {
 
     fn inspect(&self, id: &str) -> Result<Labels, Error> {
         let command = format!("podman container inspect {id}");
-        let failed = |reason: String| Error::Program { command: command.clone(), reason };
-        let program = Program::find("podman").map_err(|error| failed(error.to_string()))?;
+        let failed = |source| Error::Program { command: command.clone(), source };
+        let unusable = |reason| Error::Answer { command: command.clone(), reason };
+        let program = Program::find("podman").map_err(failed)?;
         let program = program.arguments(&self.arguments).arguments(["container", "inspect", "--format", "json", id]);
-        let output =
-            program.run(INSPECT).and_then(|output| output.check()).map_err(|error| failed(error.to_string()))?;
+        let output = program.run(INSPECT).and_then(|output| output.check()).map_err(failed)?;
         let answer: Vec<Inspected> =
-            serde_json::from_slice(&output.stdout).map_err(|error| failed(format!("its answer: {error}")))?;
+            serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))?;
         let [inspected] = <[Inspected; 1]>::try_from(answer)
-            .map_err(|answer| failed(format!("it told of {} containers", answer.len())))?;
+            .map_err(|answer| unusable(format!("it tells of {} containers", answer.len())))?;
         Ok(inspected.config.labels.unwrap_or_default())
     }
 }

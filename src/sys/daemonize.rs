@@ -103,6 +103,8 @@ fn detach(writer: PipeWriter) -> io::Result<PipeWriter> {
         // SAFETY: ends this process at once; the second child does all that is left.
         unsafe { libc::_exit(0) };
     }
+    // Whatever it was started as, `mount.snapfs` for one: ps and pgrep find it under the product's name.
+    rustix::thread::set_name(c"snapfs")?;
     chdir("/")?;
     umask(Mode::from_bits_truncate(0o022));
     let null = File::options().read(true).write(true).open("/dev/null")?;

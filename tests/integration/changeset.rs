@@ -8,8 +8,8 @@ use snapfs::commit::flatten::{fingerprint, flatten};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{
-    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, scratch, set_mtime, socket, symlink,
-    whiteout,
+    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, scratch, set_mtime, socket,
+    symlink, whiteout,
 };
 
 /// One line an entry: `D`, `A` or `C` as in the `changes` file, its type, its path, and what it links to.
@@ -19,8 +19,12 @@ fn lines(changes: &Changes) -> Vec<String> {
             Kind::Whiteout => return format!("D /{}", escape(&entry.path)),
             Kind::Directory => "dir",
             Kind::File => "file",
-            Kind::Symlink { target } => return format!("{} symlink /{} -> {}", entry.letter(), escape(&entry.path), escape(target)),
-            Kind::HardLink { to } => return format!("{} link /{} -> /{}", entry.letter(), escape(&entry.path), escape(to)),
+            Kind::Symlink { target } => {
+                return format!("{} symlink /{} -> {}", entry.letter(), escape(&entry.path), escape(target));
+            }
+            Kind::HardLink { to } => {
+                return format!("{} link /{} -> /{}", entry.letter(), escape(&entry.path), escape(to));
+            }
             Kind::CharDevice(_) => "char",
             Kind::BlockDevice(_) => "block",
             Kind::Fifo => "fifo",
@@ -82,7 +86,10 @@ fn create_modify_delete() {
     let lower = [file("etc/a", "1"), file("etc/b", "2"), file("etc/c", "3"), dir("var/empty")];
     for options in PLAIN {
         let found = changed(&lower, options, |root| {
-            make(root, &[file("etc/b", "new"), absent("etc/c"), file("etc/d", "4"), dir("new/dir"), symlink("etc/e", "a")]);
+            make(
+                root,
+                &[file("etc/b", "new"), absent("etc/c"), file("etc/d", "4"), dir("new/dir"), symlink("etc/e", "a")],
+            );
             // Made and removed again: the whiteout that overlayfs keeps for a name without a lower file is none.
             make(root, &[file("etc/f", ""), absent("etc/f")]);
         });
@@ -115,13 +122,23 @@ fn types_are_replaced_without_whiteouts() {
         let found = changed(&lower, options, |root| {
             make(root, &[file("a", "now a file"), absent("b"), dir("b/now"), absent("c"), dir("c/now")]);
         });
-        assert_eq!(found, ["C dir /", "C file /a", "C dir /b", "A dir /b/now", "C dir /c", "A dir /c/now"], "{options}");
+        assert_eq!(
+            found,
+            ["C dir /", "C file /a", "C dir /b", "A dir /b/now", "C dir /c", "A dir /c/now"],
+            "{options}"
+        );
     }
 }
 
 #[test]
 fn a_recreated_directory_deletes_by_name_what_it_does_not_have() {
-    let lower = [file("d/kept", "1"), file("d/lost", "2"), file("d/sub/kept", "3"), file("d/sub/lost", "4"), file("d/gone/x", "")];
+    let lower = [
+        file("d/kept", "1"),
+        file("d/lost", "2"),
+        file("d/sub/kept", "3"),
+        file("d/sub/lost", "4"),
+        file("d/gone/x", ""),
+    ];
     for options in PLAIN {
         let found = changed(&lower, options, |root| {
             fs::remove_dir_all(root.join("d")).unwrap();
@@ -144,7 +161,10 @@ fn a_recreated_directory_deletes_by_name_what_it_does_not_have() {
 
 #[test]
 fn a_new_directory_is_not_taken_for_opaque_nor_an_opaque_one_for_new() {
-    assert_eq!(handmade(&[file("d/a", "")], &[opaque("d"), opaque("new/d")]), ["C dir /", "C dir /d", "D /d/a", "A dir /new", "A dir /new/d"]);
+    assert_eq!(
+        handmade(&[file("d/a", "")], &[opaque("d"), opaque("new/d")]),
+        ["C dir /", "C dir /d", "D /d/a", "A dir /new", "A dir /new/d"]
+    );
     assert_eq!(handmade(&[file("d/a", "")], &[dir("d").mode(0o700)]), ["C dir /", "C dir /d"]);
     assert_eq!(handmade(&[file("d", "")], &[opaque("d"), whiteout("d/x")]), ["C dir /", "C dir /d"]);
 }
@@ -183,15 +203,18 @@ fn several_layers_below_are_seen_merged() {
         make(path, items);
     }
     let upper = temp.path().join("upper");
-    make(&upper, &[
-        whiteout("hidden"),
-        whiteout("o/middle"),
-        whiteout("o/top"),
-        whiteout("m/bottom"),
-        whiteout("m/middle"),
-        dir("stop"),
-        whiteout("stop/bottom"),
-    ]);
+    make(
+        &upper,
+        &[
+            whiteout("hidden"),
+            whiteout("o/middle"),
+            whiteout("o/top"),
+            whiteout("m/bottom"),
+            whiteout("m/middle"),
+            dir("stop"),
+            whiteout("stop/bottom"),
+        ],
+    );
     let source = Source::Overlay { lower: layers.clone(), upper, merged: None, namespace: Namespace::Trusted };
     let found = lines(&scan(&source, &[], &Progress::new()).unwrap());
     let expected = ["C dir /", "C dir /m", "D /m/bottom", "D /m/middle", "C dir /o", "D /o/top", "C dir /stop"];
@@ -210,16 +233,8 @@ fn a_renamed_directory_is_copied_whole() {
         fs::rename(root.join("a"), root.join("b")).unwrap();
         make(root, &[file("b/sub/g", "changed"), absent("b/sub/h"), file("b/new", "")]);
     });
-    let expected = [
-        "C dir /",
-        "D /a",
-        "C dir /b",
-        "D /b/old",
-        "A file /b/f",
-        "A file /b/new",
-        "A dir /b/sub",
-        "A file /b/sub/g",
-    ];
+    let expected =
+        ["C dir /", "D /a", "C dir /b", "D /b/old", "A file /b/f", "A file /b/new", "A dir /b/sub", "A file /b/sub/g"];
     assert_eq!(found, expected);
 }
 
@@ -309,7 +324,10 @@ fn sockets_are_counted_and_mount_points_left_out() {
         ["/proc", "/etc/hosts", "/etc/hostname", "/run/secrets", "/data", "/full"].iter().map(PathBuf::from).collect();
     let scan = || scan(&overlay_source(&overlay, true, Namespace::Trusted), &mounts, &Progress::new()).unwrap();
     assert_eq!(lines(&scan()), [""; 0], "stubs alone are no change, not even of their directory's time");
-    make(root, &[dir("proc"), file("run/secrets", ""), socket("run/s"), file("full", "not a stub"), file("etc/new", "")]);
+    make(
+        root,
+        &[dir("proc"), file("run/secrets", ""), socket("run/s"), file("full", "not a stub"), file("etc/new", "")],
+    );
     let found = scan();
     assert_eq!(lines(&found), ["C dir /", "C dir /etc", "A file /etc/new", "A file /full", "A dir /run"]);
     assert_eq!(found.sockets, 1);

@@ -34,5 +34,10 @@ fn the_interface_is_described_as_it_is() {
     let text = fs::read_to_string(path).unwrap();
     let (begin, end) = ("<!-- tables: begin -->\n", "<!-- tables: end -->");
     let shown = text.split(begin).nth(1).and_then(|rest| rest.split(end).next()).expect("the markers");
-    assert_eq!(shown.trim(), tables().trim(), "docs/interface.md is not what the code says; it should hold:\n{}", tables());
+    assert_eq!(
+        shown.trim(),
+        tables().trim(),
+        "docs/interface.md is not what the code says; it should hold:\n{}",
+        tables()
+    );
 }

@@ -388,7 +388,10 @@ fn renamed_directories_and_metadata_only_copies_survive() {
             fs::rename(root.join("big"), root.join("moved")).unwrap();
             fs::remove_dir_all(root.join("b")).unwrap();
             fs::rename(root.join("a"), root.join("b")).unwrap();
-            make(root, &[file("b/new", "n"), hardlink("outside", "b/new"), absent("b/sub/p"), dir("a"), file("a/g", "")]);
+            make(
+                root,
+                &[file("b/new", "n"), hardlink("outside", "b/new"), absent("b/sub/p"), dir("a"), file("a/g", "")],
+            );
             fs::rename(root.join("b/sub"), root.join("a/sub")).unwrap();
         };
         let (layers, expected) = layers_of(&lower, change, options);
@@ -480,7 +483,10 @@ impl<F: FnOnce()> Write for Interfering<F> {
 fn interfere(reached: u64, options: Options, act: impl FnOnce(&Path)) -> (Result<Written, tar::Error>, Facts) {
     let (temp, out) = (scratch(), scratch());
     let root = temp.path();
-    make(root, &[file("a", "before"), file("victim", vec![b'v'; 4 << 20]), hardlink("w", "victim"), file("z", "after")]);
+    make(
+        root,
+        &[file("a", "before"), file("victim", vec![b'v'; 4 << 20]), hardlink("w", "victim"), file("z", "after")],
+    );
     let changes = scan(&Source::Directory(root.to_path_buf()), &[], &Progress::new()).unwrap();
     let victim = root.join("victim");
     let mut target = Interfering { written: 0, at: reached, act: Some(|| act(&victim)), bytes: Vec::new() };
@@ -495,11 +501,23 @@ fn interfere(reached: u64, options: Options, act: impl FnOnce(&Path)) -> (Result
 #[test]
 fn a_file_that_shrinks_grows_or_changes_keeps_its_place_and_is_named() {
     let middle = 2 << 20;
-    let truncate = |length: u64| move |victim: &Path| fs::OpenOptions::new().write(true).open(victim).unwrap().set_len(length).unwrap();
+    let truncate = |length: u64| {
+        move |victim: &Path| fs::OpenOptions::new().write(true).open(victim).unwrap().set_len(length).unwrap()
+    };
     for (what, act) in [
         ("shrinks", Box::new(truncate(1000)) as Box<dyn FnOnce(&Path)>),
         ("grows", Box::new(truncate(8 << 20))),
-        ("changes", Box::new(|victim: &Path| std::os::unix::fs::FileExt::write_all_at(&fs::OpenOptions::new().write(true).open(victim).unwrap(), b"x", 0).unwrap())),
+        (
+            "changes",
+            Box::new(|victim: &Path| {
+                std::os::unix::fs::FileExt::write_all_at(
+                    &fs::OpenOptions::new().write(true).open(victim).unwrap(),
+                    b"x",
+                    0,
+                )
+                .unwrap()
+            }),
+        ),
     ] {
         let (written, found) = interfere(middle, Options::default(), act);
         assert_eq!(written.unwrap().torn, [b"victim"], "{what}");
@@ -537,7 +555,10 @@ fn a_directory_swapped_for_a_link_never_leads_outside() {
     let temp = scratch();
     let (root, outside) = (temp.path().join("rootfs"), temp.path().join("outside"));
     make(&outside, &[file("secret", "CANARY-CONTENT"), dir("sub"), file("sub/secret", "CANARY-CONTENT")]);
-    make(&root, &[file("d/secret", "mine"), file("d/sub/secret", "mine"), symlink("e", outside.as_os_str().as_bytes())]);
+    make(
+        &root,
+        &[file("d/secret", "mine"), file("d/sub/secret", "mine"), symlink("e", outside.as_os_str().as_bytes())],
+    );
     let stop = AtomicBool::new(false);
     let (mut swapped, mut torn, mut seen_directory) = (0u64, 0, 0);
     std::thread::scope(|scope| {
@@ -572,7 +593,10 @@ fn special_files_are_never_opened() {
     let below = temp.path().join("lower");
     make(&below, &[fifo("low")]);
     let overlay = Overlay::mount(temp.path(), &[below], temp.path().join("upper"), "");
-    make(&overlay.merged, &[fifo("p"), socket("s"), char_device("tty", 5, 0), char_device("watchdog", 10, 130), block_device("b", 7, 0)]);
+    make(
+        &overlay.merged,
+        &[fifo("p"), socket("s"), char_device("tty", 5, 0), char_device("watchdog", 10, 130), block_device("b", 7, 0)],
+    );
     let changes = scan(&source(&overlay, Namespace::Trusted), &[], &Progress::new()).unwrap();
     tar_of(&changes);
     tar_of(&flatten(&overlay.lower, Namespace::Trusted, &Progress::new()).unwrap());
@@ -632,7 +656,8 @@ enum Op {
 
 /// Few names, so that operations meet.
 fn path() -> impl Strategy<Value = PathBuf> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c", "d\n"]), 1..4).prop_map(|names| names.iter().collect())
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c", "d\n"]), 1..4)
+        .prop_map(|names| names.iter().collect())
 }
 
 fn op(links: bool) -> impl Strategy<Value = Op> {
@@ -822,7 +847,8 @@ fn check_umoci(what: &str, layers: &[Vec<u8>], mut expected: Facts, links: bool)
     let temp = scratch();
     let (image, bundle) = (temp.path().join("image"), temp.path().join("bundle"));
     write_layout(&image, layers);
-    let output = command("umoci").args(["unpack", "--image"]).arg(format!("{}:test", image.display())).arg(&bundle).output();
+    let output =
+        command("umoci").args(["unpack", "--image"]).arg(format!("{}:test", image.display())).arg(&bundle).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{what}: umoci: {}", String::from_utf8_lossy(&output.stderr));
     let mut found = facts(&bundle.join("rootfs"));

@@ -28,7 +28,8 @@ fn in_lab(test: &str) -> bool {
     let required = variable("SNAPFS_TEST_REQUIRE").split(',').any(|word| word == "lab");
     assert!(!required, "{test} needs the lab: run it through tests/lab/enter");
     // Not eprintln, which the test harness would keep to itself.
-    writeln!(std::io::stderr(), "SKIPPED: {test} needs the lab: run it through tests/lab/enter").unwrap();
+    let line = format!("SKIPPED: {test} needs the lab: run it through tests/lab/enter\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
     false
 }
 
