@@ -52,12 +52,24 @@ pub enum Error {
         path: Vec<u8>,
     },
     /// The upper directory does not say what is at a path, and the container's mounted file system is not there to ask.
-    #[error("/{} has an overlay {mark}: its content shows only in the mounted file system of the container; start it, or mount it, and commit again", escape(path))]
+    #[error(
+        "/{} has an overlay {mark}: its content shows only in the mounted file system of the container; start it, or mount it, and commit again",
+        escape(path)
+    )]
     NoMergedView {
         /// The file or directory.
         path: Vec<u8>,
         /// `redirect` or `metacopy`.
         mark: &'static str,
+    },
+    /// A file with several names, of which only some were changed as far as the upper directory tells: `index=on`.
+    #[error(
+        "/{} has other names that the overlay option index=on keeps equal, outside of what a layer would hold; give it an inode of its own (cp -a, then mv over it) and commit again",
+        escape(path)
+    )]
+    IndexedLink {
+        /// The file.
+        path: Vec<u8>,
     },
     /// A layer below was itself made with redirects or metadata-only copies.
     #[error(
@@ -74,7 +86,10 @@ pub enum Error {
         layer: PathBuf,
     },
     /// A path too long to be worth taking.
-    #[error("the directories under /{} are nested too deeply for an image: paths may have {MAX_PATH} bytes", escape(path))]
+    #[error(
+        "the directories under /{} are nested too deeply for an image: paths may have {MAX_PATH} bytes",
+        escape(path)
+    )]
     TooDeep {
         /// Where the path begins.
         path: Vec<u8>,
@@ -122,8 +137,14 @@ pub(crate) struct Collector<'a> {
 impl<'a> Collector<'a> {
     /// Nothing found yet; contents will be read beneath `roots`.
     pub(crate) fn new(roots: Vec<Arc<Dir>>, progress: &'a Progress) -> Collector<'a> {
-        let changes =
-            Changes { entries: Vec::new(), sockets: 0, mounts: Vec::new(), vanished: Vec::new(), dropped_xattrs: 0, roots };
+        let changes = Changes {
+            entries: Vec::new(),
+            sockets: 0,
+            mounts: Vec::new(),
+            vanished: Vec::new(),
+            dropped_xattrs: 0,
+            roots,
+        };
         Collector { progress, changes, links: HashMap::new(), path_bytes: 0 }
     }
 

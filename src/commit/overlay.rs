@@ -37,6 +37,8 @@ pub(crate) struct Marks {
     pub(crate) redirect: bool,
     /// `metacopy`: only the attributes are here, the content is in a layer below.
     pub(crate) metacopy: bool,
+    /// `nlink`: with `index=on`, this is one name of an inode whose other names may show it too without being here.
+    pub(crate) indexed: bool,
 }
 
 /// The attributes of one file, sorted out.
@@ -89,7 +91,8 @@ fn read_mark(mark: &[u8], value: &[u8], marks: &mut Marks) {
         b"whiteout" => marks.whiteout = true,
         b"redirect" => marks.redirect = true,
         b"metacopy" => marks.metacopy = true,
-        _ => {} // origin, impure, nlink, upper, uuid, protattr: bookkeeping
+        b"nlink" => marks.indexed = true,
+        _ => {} // origin, impure, upper, uuid, protattr: bookkeeping
     }
 }
 
@@ -124,7 +127,11 @@ mod tests {
             "user.overlay.overlay.overlay.x",
         ];
         let kept = |more: &[&str]| {
-            [&["security.capability", "system.posix_acl_access", "user.a"], more].concat().iter().map(|x| (*x).into()).collect()
+            [&["security.capability", "system.posix_acl_access", "user.a"], more]
+                .concat()
+                .iter()
+                .map(|x| (*x).into())
+                .collect()
         };
         let user = ["user.overlay.opaque", "user.overlay.overlay.opaque", "user.overlay.overlay.overlay.x"];
         assert_eq!(names(Some(Namespace::Trusted), &given), (kept(&user), 2));
@@ -139,7 +146,10 @@ mod tests {
         };
         let none = Marks::default();
         assert_eq!(mark("trusted.overlay.opaque", "y", Namespace::Trusted), Marks { opaque: true, ..none });
-        assert_eq!(mark("trusted.overlay.opaque", "x", Namespace::Trusted), Marks { has_xattr_whiteouts: true, ..none });
+        assert_eq!(
+            mark("trusted.overlay.opaque", "x", Namespace::Trusted),
+            Marks { has_xattr_whiteouts: true, ..none }
+        );
         assert_eq!(mark("trusted.overlay.redirect", "/a", Namespace::Trusted), Marks { redirect: true, ..none });
         assert_eq!(mark("user.overlay.metacopy", "", Namespace::User), Marks { metacopy: true, ..none });
         assert_eq!(mark("user.overlay.opaque", "y", Namespace::Trusted), none);

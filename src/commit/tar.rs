@@ -199,7 +199,8 @@ impl<'a, W: Write> Writer<'a, W> {
         let is_sparse = entry.metadata.blocks * (BLOCK as u64) < size;
         let (mut at, mut complete) = (0, true);
         while at < size {
-            let data = if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
+            let data =
+                if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
             self.fill(data.start.min(size).saturating_sub(at))?;
             at = at.max(data.start.min(size));
             while at < data.end.min(size) {
@@ -295,11 +296,12 @@ fn encode(entry: &Entry, typed: Typed<'_>, latest_mtime: Option<i64>) -> (Header
         Typed::Symlink(target) => (EntryType::Symlink, Some(target), 0),
         Typed::Other(entry_type) => (entry_type, None, 0),
     };
-    let path = match &entry.kind {
-        Kind::Whiteout => whiteout_path(&entry.path),
-        Kind::Directory if entry.path.is_empty() => b"./".to_vec(),
-        Kind::Directory => [&entry.path[..], b"/"].concat(),
-        _ => entry.path.clone(),
+    let path = if entry.kind == Kind::Whiteout {
+        whiteout_path(&entry.path)
+    } else if entry.kind == Kind::Directory {
+        [if entry.path.is_empty() { b"." } else { &entry.path[..] }, b"/"].concat()
+    } else {
+        entry.path.clone()
     };
     header.set_entry_type(entry_type);
     header.set_mode(metadata.mode);
@@ -315,7 +317,11 @@ fn encode(entry: &Entry, typed: Typed<'_>, latest_mtime: Option<i64>) -> (Header
     }
     for (keyword, id) in [("uid", metadata.uid), ("gid", metadata.gid)] {
         let fits = if id <= MAX_OCTAL_7 { id } else { 0 };
-        if keyword == "uid" { header.set_uid(fits.into()) } else { header.set_gid(fits.into()) }
+        if keyword == "uid" {
+            header.set_uid(fits.into())
+        } else {
+            header.set_gid(fits.into())
+        }
         if id > MAX_OCTAL_7 {
             records.add(keyword, id.to_string());
         }

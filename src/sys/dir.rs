@@ -397,7 +397,14 @@ mod tests {
         symlink("target", &link).unwrap();
         let old = filetime(1_000_000_000);
         for path in [&file, &link, &temp.path().to_path_buf()] {
-            nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &old, &old, nix::sys::stat::UtimensatFlags::NoFollowSymlink).unwrap();
+            nix::sys::stat::utimensat(
+                nix::fcntl::AT_FDCWD,
+                path,
+                &old,
+                &old,
+                nix::sys::stat::UtimensatFlags::NoFollowSymlink,
+            )
+            .unwrap();
         }
         let dir = Dir::open_detached(temp.path()).unwrap();
         dir.entries().unwrap();

@@ -1,5 +1,7 @@
 //! Overlay directories, made by the kernel, against the entries they must become.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +10,8 @@ use snapfs::commit::flatten::{fingerprint, flatten};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{
-    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, scratch, set_mtime, socket, symlink,
-    whiteout,
+    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, rename, scratch, set_mtime,
+    socket, symlink, whiteout,
 };
 
 /// One line an entry: `D`, `A` or `C` as in the `changes` file, its type, its path, and what it links to.
@@ -19,8 +21,12 @@ fn lines(changes: &Changes) -> Vec<String> {
             Kind::Whiteout => return format!("D /{}", escape(&entry.path)),
             Kind::Directory => "dir",
             Kind::File => "file",
-            Kind::Symlink { target } => return format!("{} symlink /{} -> {}", entry.letter(), escape(&entry.path), escape(target)),
-            Kind::HardLink { to } => return format!("{} link /{} -> /{}", entry.letter(), escape(&entry.path), escape(to)),
+            Kind::Symlink { target } => {
+                return format!("{} symlink /{} -> {}", entry.letter(), escape(&entry.path), escape(target));
+            }
+            Kind::HardLink { to } => {
+                return format!("{} link /{} -> /{}", entry.letter(), escape(&entry.path), escape(to));
+            }
             Kind::CharDevice(_) => "char",
             Kind::BlockDevice(_) => "block",
             Kind::Fifo => "fifo",
@@ -82,7 +88,10 @@ fn create_modify_delete() {
     let lower = [file("etc/a", "1"), file("etc/b", "2"), file("etc/c", "3"), dir("var/empty")];
     for options in PLAIN {
         let found = changed(&lower, options, |root| {
-            make(root, &[file("etc/b", "new"), absent("etc/c"), file("etc/d", "4"), dir("new/dir"), symlink("etc/e", "a")]);
+            make(
+                root,
+                &[file("etc/b", "new"), absent("etc/c"), file("etc/d", "4"), dir("new/dir"), symlink("etc/e", "a")],
+            );
             // Made and removed again: the whiteout that overlayfs keeps for a name without a lower file is none.
             make(root, &[file("etc/f", ""), absent("etc/f")]);
         });
@@ -115,13 +124,23 @@ fn types_are_replaced_without_whiteouts() {
         let found = changed(&lower, options, |root| {
             make(root, &[file("a", "now a file"), absent("b"), dir("b/now"), absent("c"), dir("c/now")]);
         });
-        assert_eq!(found, ["C dir /", "C file /a", "C dir /b", "A dir /b/now", "C dir /c", "A dir /c/now"], "{options}");
+        assert_eq!(
+            found,
+            ["C dir /", "C file /a", "C dir /b", "A dir /b/now", "C dir /c", "A dir /c/now"],
+            "{options}"
+        );
     }
 }
 
 #[test]
 fn a_recreated_directory_deletes_by_name_what_it_does_not_have() {
-    let lower = [file("d/kept", "1"), file("d/lost", "2"), file("d/sub/kept", "3"), file("d/sub/lost", "4"), file("d/gone/x", "")];
+    let lower = [
+        file("d/kept", "1"),
+        file("d/lost", "2"),
+        file("d/sub/kept", "3"),
+        file("d/sub/lost", "4"),
+        file("d/gone/x", ""),
+    ];
     for options in PLAIN {
         let found = changed(&lower, options, |root| {
             fs::remove_dir_all(root.join("d")).unwrap();
@@ -144,7 +163,10 @@ fn a_recreated_directory_deletes_by_name_what_it_does_not_have() {
 
 #[test]
 fn a_new_directory_is_not_taken_for_opaque_nor_an_opaque_one_for_new() {
-    assert_eq!(handmade(&[file("d/a", "")], &[opaque("d"), opaque("new/d")]), ["C dir /", "C dir /d", "D /d/a", "A dir /new", "A dir /new/d"]);
+    assert_eq!(
+        handmade(&[file("d/a", "")], &[opaque("d"), opaque("new/d")]),
+        ["C dir /", "C dir /d", "D /d/a", "A dir /new", "A dir /new/d"]
+    );
     assert_eq!(handmade(&[file("d/a", "")], &[dir("d").mode(0o700)]), ["C dir /", "C dir /d"]);
     assert_eq!(handmade(&[file("d", "")], &[opaque("d"), whiteout("d/x")]), ["C dir /", "C dir /d"]);
 }
@@ -183,15 +205,18 @@ fn several_layers_below_are_seen_merged() {
         make(path, items);
     }
     let upper = temp.path().join("upper");
-    make(&upper, &[
-        whiteout("hidden"),
-        whiteout("o/middle"),
-        whiteout("o/top"),
-        whiteout("m/bottom"),
-        whiteout("m/middle"),
-        dir("stop"),
-        whiteout("stop/bottom"),
-    ]);
+    make(
+        &upper,
+        &[
+            whiteout("hidden"),
+            whiteout("o/middle"),
+            whiteout("o/top"),
+            whiteout("m/bottom"),
+            whiteout("m/middle"),
+            dir("stop"),
+            whiteout("stop/bottom"),
+        ],
+    );
     let source = Source::Overlay { lower: layers.clone(), upper, merged: None, namespace: Namespace::Trusted };
     let found = lines(&scan(&source, &[], &Progress::new()).unwrap());
     let expected = ["C dir /", "C dir /m", "D /m/bottom", "D /m/middle", "C dir /o", "D /o/top", "C dir /stop"];
@@ -207,19 +232,11 @@ fn a_renamed_directory_is_copied_whole() {
     let lower = [file("a/f", "1"), file("a/sub/g", "2"), file("a/sub/h", "3"), dir("b"), file("b/old", "")];
     let found = changed(&lower, "redirect_dir=on", |root| {
         fs::remove_dir_all(root.join("b")).unwrap();
-        fs::rename(root.join("a"), root.join("b")).unwrap();
+        rename(root.join("a"), root.join("b")).unwrap();
         make(root, &[file("b/sub/g", "changed"), absent("b/sub/h"), file("b/new", "")]);
     });
-    let expected = [
-        "C dir /",
-        "D /a",
-        "C dir /b",
-        "D /b/old",
-        "A file /b/f",
-        "A file /b/new",
-        "A dir /b/sub",
-        "A file /b/sub/g",
-    ];
+    let expected =
+        ["C dir /", "D /a", "C dir /b", "D /b/old", "A file /b/f", "A file /b/new", "A dir /b/sub", "A file /b/sub/g"];
     assert_eq!(found, expected);
 }
 
@@ -240,11 +257,11 @@ fn without_the_merged_view_a_redirect_is_an_error_that_names_it() {
     make(&overlay.merged, &[at("m/f").mode(0o600)]);
     let error = scan(&overlay_source(&overlay, false, Namespace::Trusted), &[], &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::NoMergedView { path, mark: "metacopy" } if path == b"m/f"), "{error}");
-    fs::rename(overlay.merged.join("a"), overlay.merged.join("b")).unwrap();
+    rename(overlay.merged.join("a"), overlay.merged.join("b")).unwrap();
     let error = scan(&overlay_source(&overlay, false, Namespace::Trusted), &[], &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::NoMergedView { path, mark: "redirect" } if path == b"b"), "{error}");
     assert!(error.to_string().contains("/b has an overlay redirect"), "{error}");
-    let error = flatten(&[overlay.upper.clone()], Namespace::Trusted, &Progress::new()).unwrap_err();
+    let error = flatten(std::slice::from_ref(&overlay.upper), Namespace::Trusted, &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::LowerMark { path, .. } if path == b"b"), "{error}");
 }
 
@@ -283,6 +300,22 @@ fn hard_links_are_found_among_what_is_emitted() {
 }
 
 #[test]
+fn a_link_kept_equal_by_an_index_is_an_error() {
+    let temp = scratch();
+    let below = temp.path().join("lower");
+    make(&below, &[file("a", "1"), hardlink("b", "a")]);
+    let overlay = Overlay::mount(temp.path(), &[below], temp.path().join("upper"), "index=on");
+    let scan = |merged| scan(&overlay_source(&overlay, merged, Namespace::Trusted), &[], &Progress::new());
+    make(&overlay.merged, &[at("b").mode(0o600)]);
+    for merged in [true, false] {
+        let error = scan(merged).unwrap_err();
+        assert!(matches!(&error, Error::IndexedLink { path } if path == b"b"), "{error}");
+    }
+    make(&overlay.merged, &[at("a").mode(0o600)]);
+    assert_eq!(lines(&scan(true).unwrap()), ["C dir /", "C file /a", "C link /b -> /a"]);
+}
+
+#[test]
 fn names_that_mean_a_whiteout_are_refused() {
     for name in [".wh.passwd", ".wh..wh..opq", ".wh."] {
         let temp = scratch();
@@ -309,7 +342,10 @@ fn sockets_are_counted_and_mount_points_left_out() {
         ["/proc", "/etc/hosts", "/etc/hostname", "/run/secrets", "/data", "/full"].iter().map(PathBuf::from).collect();
     let scan = || scan(&overlay_source(&overlay, true, Namespace::Trusted), &mounts, &Progress::new()).unwrap();
     assert_eq!(lines(&scan()), [""; 0], "stubs alone are no change, not even of their directory's time");
-    make(root, &[dir("proc"), file("run/secrets", ""), socket("run/s"), file("full", "not a stub"), file("etc/new", "")]);
+    make(
+        root,
+        &[dir("proc"), file("run/secrets", ""), socket("run/s"), file("full", "not a stub"), file("etc/new", "")],
+    );
     let found = scan();
     assert_eq!(lines(&found), ["C dir /", "C dir /etc", "A file /etc/new", "A file /full", "A dir /run"]);
     assert_eq!(found.sockets, 1);
@@ -376,7 +412,7 @@ fn a_fingerprint_notices_every_change_and_nothing_else() {
             set_mtime(&root.join("a/f"), 5, 5); // only the change time tells
         },
         &|| make(&root, &[at("d").xattr("user.x", "1")]),
-        &|| fs::rename(root.join("a/f"), root.join("a/g")).unwrap(),
+        &|| rename(root.join("a/f"), root.join("a/g")).unwrap(),
         &|| make(&root, &[at("").mode(0o711)]),
     ];
     for change in changes {

@@ -4,3 +4,4 @@ mod harness;
 
 mod changeset;
 mod roundtrip;
+mod tar;

@@ -1,5 +1,7 @@
 //! Root file systems as values: what to make ([`Item`]), what is there ([`facts`]), and an overlay to change it through.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -139,6 +141,12 @@ pub(crate) fn remove(path: &Path) {
     }
 }
 
+/// Renames within the test's own tree.
+#[allow(clippy::disallowed_methods, reason = "the rule is about publishing in the store")]
+pub(crate) fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> std::io::Result<()> {
+    fs::rename(from, to)
+}
+
 /// Makes `items` beneath `root`, in order; times come last, children before parents.
 pub(crate) fn make(root: &Path, items: &[Item]) {
     for item in items {
@@ -168,7 +176,8 @@ pub(crate) fn make(root: &Path, items: &[Item]) {
             What::Symlink(target) => std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).unwrap(),
             What::HardLink(to) => fs::hard_link(beneath(root, to), &path).unwrap(),
             What::Node(kind, major, minor) => {
-                mknod(&path, *kind, Mode::from_bits_truncate(0o644), makedev((*major).into(), (*minor).into())).unwrap();
+                mknod(&path, *kind, Mode::from_bits_truncate(0o644), makedev((*major).into(), (*minor).into()))
+                    .unwrap();
             }
         }
         if let Some((uid, gid)) = item.owner {
@@ -301,11 +310,14 @@ pub(crate) fn differences(expected: &Facts, found: &Facts) -> Vec<String> {
     for (path, fact) in expected {
         match found.get(path) {
             None => lines.push(format!("/{path}: missing")),
-            Some(other) if other != fact => lines.push(format!("/{path}:\n  expected {}\n  found    {}", brief(fact), brief(other))),
+            Some(other) if other != fact => {
+                lines.push(format!("/{path}:\n  expected {}\n  found    {}", brief(fact), brief(other)))
+            }
             Some(_) => {}
         }
     }
-    lines.extend(found.keys().filter(|path| !expected.contains_key(*path)).map(|path| format!("/{path}: not expected")));
+    lines
+        .extend(found.keys().filter(|path| !expected.contains_key(*path)).map(|path| format!("/{path}: not expected")));
     lines
 }
 
@@ -333,8 +345,7 @@ impl Overlay {
             fs::create_dir_all(path).unwrap();
         }
         let joined: Vec<_> = lower.iter().map(|path| path.to_str().unwrap()).collect();
-        let mut data =
-            format!("lowerdir={},upperdir={},workdir={}", joined.join(":"), upper.display(), work.display());
+        let mut data = format!("lowerdir={},upperdir={},workdir={}", joined.join(":"), upper.display(), work.display());
         if !options.is_empty() {
             data = format!("{data},{options}");
         }
