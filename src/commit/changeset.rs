@@ -64,18 +64,17 @@ pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<
         Source::Directory(path) => (open(path)?, None, Lower::new(&[], &[], Namespace::Trusted), None),
         Source::Overlay { lower, upper, merged, namespace } => {
             let roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-            let merged = merged.as_deref().map(open).transpose()?;
-            (open(upper)?, merged, Lower::new(lower, &roots, *namespace), Some(*namespace))
+            (open(upper)?, merged.clone(), Lower::new(lower, &roots, *namespace), Some(*namespace))
         }
     };
-    let roots = [&upper].into_iter().chain(&merged).cloned().collect();
     let walk = Walk {
+        found: Collector::new(vec![upper.clone()], progress),
         upper: Cursor::new(upper, KEEP),
-        merged: merged.map(|root| Cursor::new(root, KEEP)),
+        merged: None,
+        merged_path: merged,
         lower,
         namespace,
         mounts: mounts.iter().map(|path| relative(path)).collect(),
-        found: Collector::new(roots, progress),
         indexed: HashMap::new(),
     };
     walk.run()
@@ -141,7 +140,9 @@ struct Frame {
 
 struct Walk<'a> {
     upper: Cursor,
+    /// Opened when it is first needed, which is hardly ever: while it is open the overlay stays, though the container end.
     merged: Option<Cursor>,
+    merged_path: Option<PathBuf>,
     lower: Lower,
     namespace: Option<Namespace>,
     mounts: HashSet<Vec<u8>>,
@@ -242,7 +243,7 @@ impl Walk<'_> {
         let marks = seen.xattrs.marks;
         let in_lower = below != Found::Absent;
         let elsewhere = marks.redirect || marks.metacopy;
-        if elsewhere && self.merged.is_none() && !path.is_empty() {
+        if elsewhere && !path.is_empty() && !self.open_merged()? {
             return Err(Error::NoMergedView { path, mark: if marks.redirect { "redirect" } else { "metacopy" } });
         }
         if seen.stat.file_type != FileType::Directory {
@@ -266,8 +267,19 @@ impl Walk<'_> {
         Ok(Some(place))
     }
 
+    /// Opens the merged tree if that was not done; says whether there is one.
+    fn open_merged(&mut self) -> Result<bool, Error> {
+        if let Some(path) = self.merged_path.take() {
+            let root = open(&path)?;
+            self.found.add_root(root.clone()); // of index MERGED
+            self.merged = Some(Cursor::new(root, KEEP));
+        }
+        Ok(self.merged.is_some())
+    }
+
     fn count_name(&mut self, path: &[u8], seen: &Seen) -> Result<(), Error> {
         let (dir, name) = split(path);
+        self.open_merged()?;
         let shown = match &mut self.merged {
             None => u32::MAX,
             Some(merged) => match merged.dir(dir).and_then(|dir| dir.stat(name)) {

@@ -148,6 +148,11 @@ impl<'a> Collector<'a> {
         Collector { progress, changes, links: HashMap::new(), path_bytes: 0 }
     }
 
+    /// Contents will be read beneath `root` too.
+    pub(crate) fn add_root(&mut self, root: Arc<Dir>) {
+        self.changes.roots.push(root);
+    }
+
     /// How many entries there are.
     pub(crate) fn len(&self) -> usize {
         self.changes.entries.len()

@@ -217,8 +217,8 @@ fn nasty() -> Vec<Nasty> {
         },
         Nasty {
             name: "deep",
-            lower: vec![file(format!("{}f", "low/".repeat(300)), "1")],
-            change: vec![file(format!("{}g", "low/".repeat(300)), "2"), file(format!("{}x", "d/".repeat(1500)), "3")],
+            lower: vec![file(format!("{}f", "low/".repeat(150)), "1")],
+            change: vec![file(format!("{}g", "low/".repeat(150)), "2"), file(format!("{}x", "d/".repeat(400)), "3")],
         },
         Nasty {
             name: "modes and owners",

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::AT_FDCWD;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -349,8 +350,15 @@ impl Overlay {
         if !options.is_empty() {
             data = format!("{data},{options}");
         }
-        mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data))
-            .unwrap_or_else(|error| panic!("mount -t overlay -o {data}: {error}"));
+        for attempt in 0.. {
+            match mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data)) {
+                Ok(()) => break,
+                // A directory that was in another overlay is free once the last descriptor is closed: a child that another
+                // test starts has them all until it executes its program.
+                Err(nix::errno::Errno::EBUSY) if attempt < 500 => std::thread::sleep(Duration::from_millis(10)),
+                Err(error) => panic!("mount -t overlay -o {data}: {error}"),
+            }
+        }
         Overlay { lower: lower.to_vec(), upper, merged }
     }
 }
