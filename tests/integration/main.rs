@@ -28,3 +28,4 @@ mod layering;
 // The life of a mount, and what every program may expect of it.
 mod mount;
 mod roundtrip;
+mod tar;
