@@ -107,7 +107,7 @@ impl Frozen {
     /// [`Error::Cgroup`] and [`Error::Process`].
     pub fn still_frozen(&self) -> Result<bool, Error> {
         match self.init.check() {
-            Ok(()) => Ok(self.freezer.is_frozen()? && self.freezer.contains(self.init.pid)?),
+            Ok(()) => Ok(self.freezer.stays_frozen()? && self.freezer.contains(self.init.pid)?),
             Err(Error::Replaced { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -119,7 +119,7 @@ impl Frozen {
     /// The container runs in all of these cases, or is gone, and what was read meanwhile is worth nothing:
     /// [`Error::LimitExceeded`] if the guard had thawed it, [`Error::Thawed`] if somebody else had, and [`Error::Cgroup`].
     pub fn thaw(mut self) -> Result<Duration, Error> {
-        let was_frozen = self.freezer.is_frozen();
+        let was_frozen = self.freezer.stays_frozen();
         let is_ours = self.hold.is_some();
         let frozen_for = self.let_go()?;
         if !was_frozen? {

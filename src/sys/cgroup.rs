@@ -29,6 +29,8 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// A v1 group in which processes keep appearing can stay `FREEZING` for ever; a short thaw gets it over the edge (the
 /// experience of runc, `fs/freezer.go`).
 const SHAKE: Duration = Duration::from_millis(20);
+/// How long a killed task may take to leave its group.
+const DEATH: Duration = Duration::from_millis(100);
 /// How long a thaw may take; it is done within the write, unless the kernel misbehaves.
 const THAW: Duration = Duration::from_secs(1);
 /// More groups or tasks than this below one container are an attack on our time.
@@ -373,6 +375,22 @@ impl Freezer {
             Version::V1 => text[..read].starts_with(b"FROZEN"),
             Version::V2 => text[..read].split(|&byte| byte == b'\n').any(|line| line == b"frozen 1"),
         })
+    }
+
+    /// Whether the group, once frozen, is so still. On v2 a task that is killed leaves the freeze for its way out, and the
+    /// group is not frozen until it is gone; nothing but its end runs.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] and [`Error::Io`].
+    pub fn stays_frozen(&self) -> Result<bool, Error> {
+        if !self.is_frozen_by_user()? {
+            return Ok(false);
+        }
+        match self.await_frozen(Instant::now() + DEATH) {
+            Ok(()) => Ok(true),
+            Err(Error::NotFrozen { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stop every task of the group, and return once they all are stopped. Upon any error the group is thawed again.
