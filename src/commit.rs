@@ -1,1 +1,177 @@
-//! (under construction)
+//! The commit pipeline: container → held → captured → layer → config and manifest → name.
+//!
+//! [`commit`] is the function to read first. Each step consumes what the step before made, so that the order cannot be
+//! got wrong: children are durable before parents, and the name comes last, so that visible means complete.
+
+mod base;
+pub mod changeset;
+mod collect;
+mod cursor;
+pub mod entry;
+mod error;
+pub mod flatten;
+mod hold;
+mod lower;
+mod options;
+pub mod overlay;
+mod pax;
+mod source;
+pub mod tar;
+
+pub use error::Error;
+pub use options::{Error as OptionsError, Options, Pause, TABLE as OPTIONS};
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::engine::{Container, Engine};
+use crate::guard::Guard;
+use crate::image::{Draft, History, LayerWriter, Parent};
+use crate::oci::{Descriptor, annotation};
+use crate::progress::Progress;
+use crate::store::{Lease, Record, Replace, Store};
+use crate::sys::clock::Clock;
+use hold::{Held, Hold};
+
+/// What a commit needs of its surroundings.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Where the image will be.
+    pub store: &'a Store,
+    /// The container's engine.
+    pub engine: &'a dyn Engine,
+    /// Who thaws the container if we die.
+    pub guard: &'a Guard,
+    /// The time.
+    pub clock: Clock,
+    /// How long the container may stay frozen.
+    pub freeze_limit: Duration,
+}
+
+/// Snapshot the container's file system under `options.name`; returns the manifest once the image is durable and
+/// visible. An error leaves nothing behind but blobs for the collector.
+pub fn commit(
+    context: &Context<'_>,
+    container: &Container,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Descriptor, Error> {
+    let Context { store, clock, .. } = context;
+    if options.create && store.record(&options.name).is_some() {
+        return Err(Error::Exists(options.name.clone()));
+    }
+    // From here on new blobs survive a collection.
+    let lease = store.lease()?;
+    progress.enter("base");
+    let parent = base::import(context, &lease, container, options.compression, progress)?;
+
+    let hold = Hold::take(context, container, options.pause)?;
+    progress.enter(hold.phase());
+    let captured = capture(context, &lease, container, options, &hold, progress)?;
+    let held = hold.end(context, container)?;
+
+    progress.enter("finishing");
+    let annotations = annotations(container, &parent, options, &held, &captured);
+    let layer = captured.layer.map(LayerWriter::finish).transpose()?;
+    let history = History {
+        created: clock.now(),
+        created_by: format!("snapfs commit of {} ({})", container.name, container.engine),
+        author: options.author.clone(),
+        comment: options.message.clone(),
+    };
+    let draft = Draft { parent: &parent, layer: layer.as_ref(), history, annotations };
+    let manifest = draft.write(&lease)?;
+
+    progress.check()?;
+    let labels = options.labels.clone();
+    let record = Record { kind: Some(KIND.to_owned()), labels, ..Record::new(manifest.clone(), clock.now()) };
+    let replace = if options.create { Replace::Refused } else { Replace::Allowed };
+    // The commit point.
+    store.tag(&lease, &options.name, record, replace)?;
+    Ok(manifest)
+}
+
+/// What a commit would add now: `A|C|D path`, a line each.
+pub fn changes(container: &Container) -> Result<Vec<u8>, Error> {
+    let source = source::of(container);
+    let changes = changeset::scan(&source, &source::mount_points(container)?, &Progress::new())?;
+    let mut lines = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = changes.write_lines(&mut lines);
+    Ok(lines)
+}
+
+/// [`annotation::KIND`] of what this module makes.
+const KIND: &str = "commit";
+
+/// The changeset as a layer whose last bytes are still to be written.
+struct Captured {
+    /// None if nothing has changed since the base image.
+    layer: Option<LayerWriter>,
+    torn: usize,
+    skipped_sockets: u64,
+}
+
+/// Read everything that the container changed; all that must happen while it is held.
+fn capture(
+    context: &Context<'_>,
+    lease: &Lease,
+    container: &Container,
+    options: &Options,
+    hold: &Hold,
+    progress: &Progress,
+) -> Result<Captured, Error> {
+    let source = source::of(container);
+    let changes = changeset::scan(&source, &source::mount_points(container)?, progress)?;
+    if changes.entries.is_empty() {
+        return Ok(Captured { layer: None, torn: 0, skipped_sockets: changes.sockets });
+    }
+    let vanished = if hold.is_still() { tar::Vanished::Fail } else { tar::Vanished::Skip };
+    let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
+    let mut layer = LayerWriter::new(lease.blob()?, options.compression)?;
+    let written = tar::write(&changes, &mut layer, progress, tar::Options { vanished, latest_mtime })?;
+    for path in written.torn.iter().chain(&changes.vanished) {
+        progress.log(format!("changed while it was read: /{}", entry::escape(path)));
+    }
+    for path in &changes.mounts {
+        progress.log(format!("left out, something is mounted there: /{}", entry::escape(path)));
+    }
+    if changes.dropped_xattrs > 0 {
+        progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));
+    }
+    let torn = written.torn.len() + changes.vanished.len();
+    Ok(Captured { layer: Some(layer), torn, skipped_sockets: written.skipped_sockets })
+}
+
+fn annotations(
+    container: &Container,
+    parent: &Parent,
+    options: &Options,
+    held: &Held,
+    captured: &Captured,
+) -> BTreeMap<String, String> {
+    let mut annotations = options.annotations.clone();
+    let mut set = |key: &str, value: String| annotations.insert(key.to_owned(), value);
+    set(annotation::KIND, KIND.to_owned());
+    set(annotation::ENGINE, container.engine.to_owned());
+    set(annotation::CONTAINER_ID, container.id.clone());
+    set(annotation::CONTAINER_NAME, container.name.clone());
+    set(annotation::PAUSE, held.how.to_owned());
+    set(annotation::FROZEN_MICROSECONDS, held.frozen_for.as_micros().to_string());
+    let counts =
+        [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
+    for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        set(key, count.to_string());
+    }
+    let words = [
+        (annotation::BASE_NAME, &parent.name),
+        (annotation::AUTHORS, &options.author),
+        (annotation::DESCRIPTION, &options.description),
+    ];
+    for (key, text) in words {
+        if let Some(text) = text {
+            set(key, text.clone());
+        }
+    }
+    annotations
+}

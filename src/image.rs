@@ -1,1 +1,39 @@
-//! (under construction)
+//! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
+
+mod build;
+mod layer;
+mod read;
+
+pub use build::{Draft, History, Parent};
+pub use layer::{Compression, Layer, LayerWriter};
+pub use read::{Image, LayerView};
+
+use crate::oci::Digest;
+use crate::store;
+
+/// Why an image could not be built or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The compressor or the blob's file failed.
+    #[error("cannot write the layer: {0}")]
+    Write(#[source] std::io::Error),
+    /// A document is not what its media type says.
+    #[error("{what} {digest} cannot be read: {reason}; run snapfs fsck")]
+    Malformed {
+        /// `the manifest`, `the image config`.
+        what: &'static str,
+        /// Which.
+        digest: Digest,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The image config of the container's base image cannot be built upon.
+    #[error("the base image's config cannot be built upon: {0}")]
+    BaseConfig(String),
+    /// JSON could not be made, which only a defect can cause.
+    #[error("cannot encode a document: {0}")]
+    Encode(#[from] serde_json::Error),
+}

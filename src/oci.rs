@@ -14,7 +14,7 @@ pub use reference::{ImageName, InvalidName};
 use serde::{Deserialize, Serialize};
 
 /// What a manifest, an index or a name says of a blob: image-spec `descriptor.md`, the three required properties.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// The media type of the bytes, as the image specification spells it.

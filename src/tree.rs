@@ -1,1 +1,508 @@
-//! (under construction)
+//! [`Tree`]: a file system without FUSE.
+//!
+//! A path becomes a node, a node bytes, a written line a command. `fuse` binds it to the kernel, tests drive it as it
+//! is. What must hold: nothing here waits (what takes time is a [`Reply::Later`]); reading changes nothing; a control
+//! file's errors come from the write, as a kind for errno and a sentence for `last_error`.
+
+mod attr;
+mod containers;
+mod control;
+mod file;
+mod handle;
+mod images;
+mod inode;
+mod jobs;
+mod node;
+
+pub use crate::api::{Error, ErrorKind};
+pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
+pub use control::README;
+pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+
+use crate::api::{ImageName, Snapfs};
+use handle::{Conversation, Handle, Handles};
+use inode::Inodes;
+use node::Node;
+
+/// What an open file is to the kernel.
+#[derive(Debug)]
+pub enum Opened {
+    /// Text fixed at open, whose length getattr need not know: direct I/O.
+    Text {
+        /// The handle.
+        fh: u64,
+    },
+    /// A control file: direct I/O, no flush.
+    Control {
+        /// The handle.
+        fh: u64,
+    },
+    /// A stored blob: the page cache may keep it for good.
+    Stored {
+        /// The handle.
+        fh: u64,
+        /// The blob.
+        file: Arc<std::fs::File>,
+    },
+}
+
+/// An answer, or the promise of one.
+#[derive(Debug)]
+pub enum Reply<T> {
+    /// The answer.
+    Now(T),
+    /// It will come.
+    Later(Ticket<T>),
+}
+
+/// The promise of an answer; ask again after each wake-up of [`Tree::completions`].
+pub struct Ticket<T> {
+    check: Box<dyn FnMut() -> Option<Result<T, Error>> + Send>,
+}
+
+impl<T> fmt::Debug for Ticket<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").finish_non_exhaustive()
+    }
+}
+
+impl<T> Ticket<T> {
+    /// The answer, once it is there.
+    pub fn poll(&mut self) -> Option<Result<T, Error>> {
+        (self.check)()
+    }
+}
+
+/// The tree of one mount.
+#[derive(Debug)]
+pub struct Tree {
+    api: Arc<Snapfs>,
+    inodes: Mutex<Inodes>,
+    handles: Mutex<Handles>,
+    /// Who may read containers and images, and write to control files, besides root.
+    group: u32,
+    started: SystemTime,
+}
+
+impl Tree {
+    /// The tree over `api`, open to root and to the group `group`.
+    pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
+        let started = SystemTime::from(api.clock().now());
+        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), group, started }
+    }
+
+    /// A wake-up whenever some [`Ticket`] may have become ready.
+    pub fn completions(&self) -> Receiver<()> {
+        self.api.ended()
+    }
+
+    /// The entry `name` of `parent`; counts one lookup.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr, Error> {
+        let parent = self.node(parent)?;
+        // All names here are UTF-8: what is not, is percent-encoded.
+        let child = match name.to_str() {
+            Some(name) => self.child(&parent, name)?,
+            None => None,
+        };
+        let child = child.ok_or_else(|| not_found(name))?;
+        let attr = self.describe(&child, 0)?;
+        let ino = self.inodes.lock().look_up(child);
+        Ok(Attr { ino, ..attr })
+    }
+
+    /// The kernel forgets `lookups` lookups of `ino`.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.inodes.lock().forget(ino, lookups);
+    }
+
+    /// What `ino` looks like.
+    pub fn attr(&self, ino: u64) -> Result<Attr, Error> {
+        self.describe(&self.node(ino)?, ino)
+    }
+
+    /// Truncating and touching a control file is what shells do before they write: accepted, and without effect.
+    pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
+        let node = self.node(ino)?;
+        if change.owner || change.mode {
+            return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set group= when mounting"));
+        }
+        if !node.is_control() {
+            return Err(Error::new(ErrorKind::Denied, "only control files can be written"));
+        }
+        self.describe(&node, ino)
+    }
+
+    /// Where the symlink `ino` points to.
+    pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Error> {
+        use std::os::unix::ffi::OsStringExt;
+        let gone = || Error::new(ErrorKind::NotFound, "what the link pointed to is gone");
+        match self.node(ino)? {
+            Node::ContainerRoot(key) => Ok(self.api.root_path(&key)?.into_os_string().into_vec()),
+            Node::LayerBlob(key, at) => Ok(images::layer_blob(&self.api, &key, at)?.ok_or_else(gone)?.into_bytes()),
+            Node::LastJob => Ok(self.api.last_job().ok_or_else(gone)?.to_string().into_bytes()),
+            _ => Err(Error::new(ErrorKind::Invalid, "not a symbolic link")),
+        }
+    }
+
+    /// Open a directory: its listing stays as it was.
+    pub fn open_dir(&self, ino: u64) -> Result<u64, Error> {
+        let node = self.node(ino)?;
+        let children = self.children(&node)?;
+        let inodes = self.inodes.lock();
+        let dots = [".", ".."].map(|name| DirEntry { ino, kind: Kind::Directory, name: name.into() });
+        let entries = children.into_iter().map(|(name, child)| DirEntry {
+            ino: inodes.hint(&child),
+            kind: child.kind(),
+            name: name.into(),
+        });
+        let listing: Arc<[DirEntry]> = dots.into_iter().chain(entries).collect();
+        drop(inodes);
+        Ok(self.handles.lock().insert(Handle::Listing(listing)))
+    }
+
+    /// The listing of an open directory, `.` and `..` first.
+    pub fn read_dir(&self, fh: u64) -> Result<Arc<[DirEntry]>, Error> {
+        match self.handle(fh)? {
+            Handle::Listing(entries) => Ok(entries),
+            _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
+        }
+    }
+
+    /// Open a file.
+    pub fn open(&self, ino: u64, access: Access, caller: &Caller) -> Result<Opened, Error> {
+        let node = self.node(ino)?;
+        if node.is_control() {
+            let conversation = Conversation { node, opener: *caller, last: Mutex::new(None) };
+            let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
+            return Ok(Opened::Control { fh });
+        }
+        if access.write {
+            return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
+        }
+        let handle = match &node {
+            Node::Blob(_, digest) => {
+                let file = Arc::new(self.api.open_blob(digest)?);
+                let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
+                return Ok(Opened::Stored { fh, file });
+            }
+            Node::ContainerFile(key, ContainerFile::Changes) => self.start_changes(key.clone())?,
+            Node::JobFile(id, JobFile::Wait) => {
+                let gone = || Error::new(ErrorKind::Stale, format!("job {id} is not remembered any more"));
+                Handle::Wait(self.api.job(*id).ok_or_else(gone)?)
+            }
+            _ => Handle::Text(self.text(&node)?.into()),
+        };
+        Ok(Opened::Text { fh: self.handles.lock().insert(handle) })
+    }
+
+    /// A scan of a large container takes a while: it is made beside, and the first read waits for it.
+    fn start_changes(&self, key: crate::api::ContainerKey) -> Result<Handle, Error> {
+        let coming = Arc::new(OnceLock::new());
+        let (api, slot) = (Arc::clone(&self.api), Arc::clone(&coming));
+        let scan = move || {
+            // Only this thread sets it.
+            let _ = slot.set(api.changes(&key));
+            api.wake();
+        };
+        let spawned = std::thread::Builder::new().name("changes".to_owned()).spawn(scan);
+        spawned
+            .map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
+        Ok(Handle::Coming(coming))
+    }
+
+    /// Up to `size` bytes at `offset`.
+    pub fn read(&self, fh: u64, offset: u64, size: u32) -> Result<Reply<Vec<u8>>, Error> {
+        match self.handle(fh)? {
+            Handle::Text(text) => Ok(Reply::Now(slice(&text, offset, size))),
+            Handle::Coming(coming) => {
+                wait_for(move || coming.get().map(|text| text.clone().map(|text| slice(&text, offset, size))))
+            }
+            Handle::Wait(job) => wait_for(move || {
+                let ended = job.state().is_terminal();
+                ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
+            }),
+            Handle::Control(conversation) => {
+                let (text, base) = self.answer(&conversation)?;
+                Ok(Reply::Now(slice(text.as_bytes(), offset.saturating_sub(base), size)))
+            }
+            Handle::Stored(file) => {
+                use std::os::unix::fs::FileExt;
+                let mut buffer = vec![0; size as usize];
+                let mut filled = 0;
+                while filled < buffer.len() {
+                    match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                        Ok(0) => break,
+                        Ok(read) => filled += read,
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(Error::new(ErrorKind::Io, format!("cannot read a blob: {error}"))),
+                    }
+                }
+                buffer.truncate(filled);
+                Ok(Reply::Now(buffer))
+            }
+            Handle::Listing(_) => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
+        }
+    }
+
+    /// Whether a read of an open file would not block. Writes never would: a descriptor that must not block is answered
+    /// once the job is admitted.
+    pub fn poll(&self, fh: u64) -> Result<Ready, Error> {
+        let read = match self.handle(fh)? {
+            Handle::Coming(coming) => coming.get().is_some(),
+            Handle::Wait(job) => job.state().is_terminal(),
+            Handle::Control(conversation) => {
+                conversation.last.lock().as_ref().is_none_or(|last| last.outcome.end().is_some())
+            }
+            Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+        };
+        Ok(Ready { read, write: true })
+    }
+
+    /// Close a file. A job goes on.
+    pub fn release(&self, fh: u64) {
+        self.handles.lock().remove(fh);
+    }
+
+    /// Close a directory.
+    pub fn release_dir(&self, fh: u64) {
+        self.handles.lock().remove(fh);
+    }
+
+    /// No file of the tree can be deleted by itself.
+    pub fn unlink(&self, parent: u64, name: &OsStr, _caller: &Caller) -> Result<(), Error> {
+        let parent = self.node(parent)?;
+        let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
+        match found.ok_or_else(|| not_found(name))?.kind() {
+            Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
+            Kind::File | Kind::Symlink => Err(fixed()),
+        }
+    }
+
+    /// `rmdir images/NAME`: delete the name.
+    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
+        let parent = self.node(parent)?;
+        let found = match name.to_str() {
+            Some(name) => self.child(&parent, name)?,
+            None => None,
+        };
+        match found.ok_or_else(|| not_found(name))? {
+            Node::Image(key) => {
+                self.api.authorise(caller.tid)?;
+                self.api.remove_image(&key.name)
+            }
+            Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
+            node if node.kind() == Kind::Directory => Err(fixed()),
+            _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
+        }
+    }
+
+    /// `mv images/a images/b`: rename an image, replacing an image of the new name unless `no_replace`.
+    ///
+    /// mv(1) takes an existing image for a directory to move into; an image inside an image makes no sense, so this
+    /// too replaces it.
+    pub fn rename(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        no_replace: bool,
+        caller: &Caller,
+    ) -> Result<(), Error> {
+        let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
+        let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
+        let Node::Image(source) = source else { return Err(fixed()) };
+        let target = match self.node(new_parent)? {
+            Node::Images(prefix) => images::join(&prefix, new_name),
+            Node::Image(target) if new_name == name => target.name.to_string(),
+            _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
+        };
+        let target: ImageName =
+            target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
+        self.api.authorise(caller.tid)?;
+        self.api.rename_image(&source.name, &target, !no_replace)
+    }
+
+    /// Why nothing can be made in `parent`; `what` would have been made.
+    pub fn refuse(&self, parent: u64, what: &str) -> Error {
+        match self.node(parent) {
+            Ok(Node::Images(_)) => {
+                let how = "images are made by writing a name to containers/NAME/commit";
+                Error::new(ErrorKind::Denied, format!("no {what} can be made here: {how}"))
+            }
+            Ok(_) => fixed(),
+            Err(error) => error,
+        }
+    }
+
+    /// The store's file system.
+    pub fn statfs(&self) -> Result<Space, Error> {
+        let space = self.api.space()?;
+        Ok(Space { bytes: space.bytes, free: space.free, files: space.files, files_free: space.files_free })
+    }
+
+    fn node(&self, ino: u64) -> Result<Node, Error> {
+        let stale = || Error::new(ErrorKind::Stale, "the file is not known any more");
+        self.inodes.lock().node(ino).cloned().ok_or_else(stale)
+    }
+
+    fn handle(&self, fh: u64) -> Result<Handle, Error> {
+        let stale = || Error::new(ErrorKind::Stale, "the file is not open");
+        self.handles.lock().find(fh).ok_or_else(stale)
+    }
+
+    fn child(&self, parent: &Node, name: &str) -> Result<Option<Node>, Error> {
+        let api = &*self.api;
+        Ok(match parent {
+            Node::Root => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
+            Node::Containers => containers::find(api, name),
+            Node::Container(key) => {
+                api.container(key)?;
+                containers::entry(key, name)
+            }
+            Node::Images(prefix) => images::find(api, prefix, name),
+            Node::Image(key) => images::entry(key, name),
+            Node::Jobs => jobs::find(api, name),
+            _ => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
+        })
+    }
+
+    fn children(&self, node: &Node) -> Result<Vec<(String, Node)>, Error> {
+        let api = &*self.api;
+        match node {
+            Node::Root => {
+                let files = RootFile::TABLE.iter();
+                let mut entries: Vec<_> =
+                    files.map(|(file, name, _)| ((*name).to_owned(), Node::RootFile(*file))).collect();
+                entries.push(("containers".to_owned(), Node::Containers));
+                entries.push(("images".to_owned(), Node::Images(String::new())));
+                entries.push(("jobs".to_owned(), Node::Jobs));
+                Ok(entries)
+            }
+            Node::Containers => Ok(containers::list(api)),
+            Node::Container(key) => {
+                api.container(key)?;
+                Ok(containers::entries(key))
+            }
+            Node::ContainerLabels(key) => containers::labels(api, key),
+            Node::Images(prefix) => Ok(images::list(api, prefix)),
+            Node::Image(key) => Ok(images::entries(key)),
+            Node::Annotations(key) => images::annotations(api, key),
+            Node::Blobs(key) => Ok(vec![("sha256".to_owned(), Node::BlobsSha256(key.clone()))]),
+            Node::BlobsSha256(key) => images::blobs(api, key),
+            Node::Layers(key) => images::layers(api, key),
+            Node::Layer(key, at) => Ok(images::layer_entries(key, *at)),
+            Node::Jobs => Ok(jobs::list(api)),
+            Node::Job(id) => Ok(jobs::entries(*id)),
+            _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
+        }
+    }
+
+    /// The text of a file that is made at once.
+    fn text(&self, node: &Node) -> Result<Vec<u8>, Error> {
+        let api = &*self.api;
+        let gone = || Error::new(ErrorKind::Stale, "what the file told of is gone");
+        match node {
+            Node::RootFile(RootFile::Readme) => Ok(README.as_bytes().to_vec()),
+            Node::RootFile(RootFile::Version) => Ok(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes().to_vec()),
+            Node::RootFile(RootFile::Health) => Ok(api.health().into_bytes()),
+            Node::ContainerFile(key, file) => containers::text(api, key, *file),
+            Node::ContainerLabel(key, label) => {
+                Ok(format!("{}\n", containers::label(api, key, label)?.ok_or_else(gone)?).into_bytes())
+            }
+            Node::ImageFile(key, file) => images::text(api, key, *file),
+            Node::Annotation(key, name) => {
+                let image = api.image(key)?;
+                Ok(format!("{}\n", image.annotations.get(name).ok_or_else(gone)?).into_bytes())
+            }
+            Node::LayerFile(key, at, file) => images::layer_text(api, key, *at, *file)?.ok_or_else(gone),
+            Node::JobFile(id, file) => Ok(jobs::text(&*api.job(*id).ok_or_else(gone)?, *file)),
+            _ => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
+        }
+    }
+
+    fn describe(&self, node: &Node, ino: u64) -> Result<Attr, Error> {
+        let kind = node.kind();
+        let lifetime = if node.is_immutable() { Lifetime::Immutable } else { Lifetime::Volatile };
+        Ok(Attr {
+            ino,
+            kind,
+            mode: mode(node),
+            nlink: if kind == Kind::Directory { 2 } else { 1 },
+            uid: 0,
+            gid: self.group,
+            size: self.size(node)?,
+            time: self.time(node),
+            lifetime,
+        })
+    }
+
+    fn size(&self, node: &Node) -> Result<u64, Error> {
+        match node {
+            Node::Blob(key, digest) => {
+                let image = self.api.image(key)?;
+                Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
+            }
+            // Made when they are read.
+            Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
+            node if node.is_control() => Ok(0),
+            node => match node.kind() {
+                Kind::File => Ok(self.text(node)?.len() as u64),
+                Kind::Symlink | Kind::Directory => Ok(0),
+            },
+        }
+    }
+
+    fn time(&self, node: &Node) -> SystemTime {
+        let time = match node {
+            Node::Image(key) | Node::ImageFile(key, _) => self.api.named_at(&key.name),
+            _ => None,
+        };
+        time.map_or(self.started, SystemTime::from)
+    }
+}
+
+/// Only root and the group see containers and images: an image's files can hold secrets.
+fn mode(node: &Node) -> u16 {
+    match node {
+        Node::Root => 0o755,
+        Node::RootFile(_) => 0o444,
+        Node::Images(_) => 0o770,
+        node if node.is_control() => 0o660,
+        node => match node.kind() {
+            Kind::Directory => 0o750,
+            Kind::File => 0o440,
+            Kind::Symlink => 0o777,
+        },
+    }
+}
+
+fn slice(text: &[u8], offset: u64, size: u32) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+    let end = start.saturating_add(size as usize).min(text.len());
+    text[start..end].to_vec()
+}
+
+/// The answer if it is there, else the promise of it.
+fn wait_for<T>(mut check: impl FnMut() -> Option<Result<T, Error>> + Send + 'static) -> Result<Reply<T>, Error> {
+    match check() {
+        Some(answer) => answer.map(Reply::Now),
+        None => Ok(Reply::Later(Ticket { check: Box::new(check) })),
+    }
+}
+
+fn not_found(name: &OsStr) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no {}", name.display()))
+}
+
+fn fixed() -> Error {
+    Error::new(ErrorKind::Denied, "this part of the tree is fixed")
+}

@@ -1,9 +1,29 @@
-//! The one integration test binary.
-
+//! The one integration test binary: a module is a subject.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "clippy.toml exempts only functions marked #[test]")]
 // The exemption in clippy.toml is for functions marked as tests, not for what they share.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]
 
-mod guard;
+// clippy.toml exempts test functions; here every function is one's helper.
+#![allow(clippy::unwrap_used)]
+
+// What the tests share.
 mod harness;
+
+// The store stopped after every one of its operations, and with every one of them failing.
+mod crash_store;
+// What a container changed, on real overlay mounts.
+mod changeset;
+// docs/interface.md against the tables in the code.
+mod docs;
+// What every engine must do, done to the fake, to recorded state and, in the lab, to the real ones.
+mod engines;
+// Collection beside commits.
+mod gc;
+// Freezing, and who thaws when the daemon dies.
+mod guard;
+// The import table of docs/architecture.md against src/.
+mod layering;
+// A container's tree, and what independent tools make of its layers.
+mod roundtrip;

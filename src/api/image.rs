@@ -1,0 +1,152 @@
+//! What can be asked of an image, and what can be done to its name.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use oci_spec::image as spec;
+
+use crate::api::{Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
+use crate::store::{self, Record, Replace, Space};
+
+/// An image under a name, as it was when it was looked up: whoever holds the key keeps seeing this image although the
+/// name has moved on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ImageKey {
+    /// The name it was found under.
+    pub name: ImageName,
+    /// Its manifest.
+    pub manifest: Descriptor,
+}
+
+/// One entry of a directory of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageEntry {
+    /// An image.
+    Image(ImageKey),
+    /// More images below: names with `/` nest.
+    Directory,
+}
+
+/// How many parsed manifests are kept; one costs a few KiB.
+const KEPT_IMAGES: usize = 1024;
+
+impl Snapfs {
+    /// One level of the images: `prefix` is empty or names a directory of images.
+    pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
+        let entries = self.store.list(prefix).into_iter();
+        entries
+            .filter_map(|(component, entry)| {
+                let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
+                Some((component, image_entry(&path, entry)?))
+            })
+            .collect()
+    }
+
+    /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.
+    pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
+        [name, &name.replace("%3A", ":")].into_iter().find_map(|name| {
+            let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
+                Some(record) => store::Entry::Image(record),
+                None if self.store.has_children(name) => store::Entry::Directory,
+                None => return None,
+            };
+            image_entry(name, entry)
+        })
+    }
+
+    /// The image itself.
+    pub fn image(&self, key: &ImageKey) -> Result<Arc<Image>, Error> {
+        if let Some(image) = self.images.lock().get(&key.manifest.digest) {
+            return Ok(Arc::clone(image));
+        }
+        let image = Arc::new(Image::open(&self.store, &key.manifest)?);
+        let mut images = self.images.lock();
+        if images.len() >= KEPT_IMAGES {
+            images.clear();
+        }
+        images.insert(key.manifest.digest, Arc::clone(&image));
+        Ok(image)
+    }
+
+    /// `index.json` of the image as a layout of its own (image-spec `image-layout.md`): one manifest, named by its tag.
+    pub fn index_json(&self, key: &ImageKey) -> Result<Vec<u8>, Error> {
+        let internal = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("index.json: {error}"));
+        let digest: spec::Digest = key.manifest.digest.to_string().parse().map_err(|error| internal(&error))?;
+        let tag = key.name.tag().unwrap_or("latest").to_owned();
+        let mut descriptor = spec::Descriptor::new(spec::MediaType::ImageManifest, key.manifest.size, digest);
+        descriptor.set_annotations(Some([(annotation::REF_NAME.to_owned(), tag)].into()));
+        let index = spec::ImageIndexBuilder::default()
+            .schema_version(spec::SCHEMA_VERSION)
+            .media_type(spec::MediaType::ImageIndex)
+            .manifests(vec![descriptor])
+            .build()
+            .map_err(|error| internal(&error))?;
+        canonical_json(&index).map_err(|error| internal(&error))
+    }
+
+    /// Open a blob for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
+    pub fn open_blob(&self, digest: &Digest) -> Result<std::fs::File, Error> {
+        Ok(self.store.open_blob(digest)?)
+    }
+
+    /// When the name was last set.
+    pub fn named_at(&self, name: &ImageName) -> Option<Timestamp> {
+        self.store.record(name).map(|record| record.created)
+    }
+
+    /// Delete the name; blobs that nobody refers to are collected afterwards.
+    pub fn remove_image(&self, name: &ImageName) -> Result<(), Error> {
+        self.store.remove(name)?;
+        // A full channel already holds the request that this one would be.
+        let _ = self.collect.try_send(());
+        Ok(())
+    }
+
+    /// Give the image another name, replacing an image of that name only if `replace`.
+    pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
+        let replace = if replace { Replace::Allowed } else { Replace::Refused };
+        self.store.rename(from, to, replace)?;
+        let _ = self.collect.try_send(());
+        Ok(())
+    }
+
+    /// One more name for the same image.
+    pub fn tag_image(&self, key: &ImageKey, line: &str, uid: u32) -> Result<String, Error> {
+        let tagged = self.tag(key, line);
+        self.record(key.name.as_str(), &format!("tag {line}"), uid, None, &tagged);
+        tagged
+    }
+
+    fn tag(&self, key: &ImageKey, line: &str) -> Result<String, Error> {
+        let name: ImageName =
+            line.trim().parse().map_err(|error: InvalidName| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        let lease = self.store.lease()?;
+        if lease.adopt(&key.manifest.digest)?.is_none() {
+            let gone = format!("{} was deleted meanwhile; nothing was tagged", key.name);
+            return Err(Error::new(ErrorKind::NotFound, gone));
+        }
+        let image = self.image(key)?;
+        for blob in image.blobs() {
+            lease.adopt(&blob.digest)?;
+        }
+        let kind = Some(image.kind().to_owned());
+        let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
+        self.store.tag(&lease, &name, record, Replace::Allowed)?;
+        Ok(name.to_string())
+    }
+
+    /// Bytes and files of the store's file system: size, free, inodes, free inodes.
+    pub fn space(&self) -> Result<Space, Error> {
+        Ok(self.store.space()?)
+    }
+}
+
+fn image_entry(path: &str, entry: store::Entry) -> Option<ImageEntry> {
+    Some(match entry {
+        store::Entry::Image(record) => {
+            ImageEntry::Image(ImageKey { name: path.parse().ok()?, manifest: record.manifest.clone() })
+        }
+        store::Entry::Directory => ImageEntry::Directory,
+    })
+}

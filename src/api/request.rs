@@ -1,0 +1,197 @@
+//! A written line becomes a job; the only place where operations are wired.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::api::{ContainerKey, Error, ErrorKind, JobId, LastWords, Snapfs, SnapfsJob};
+use crate::commit::{self, Options};
+use crate::job::{Brief, Finish};
+use crate::progress::Progress;
+use crate::sys::clock::Clock;
+use crate::sys::process::Origin;
+
+/// What can be done to a container; the name of the control file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Snapshot the file system.
+    Commit,
+}
+
+impl Verb {
+    /// The control file's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Commit => "commit",
+        }
+    }
+}
+
+impl Snapfs {
+    /// Admit the command `line` on a container. Says whether the writer asked not to wait.
+    ///
+    /// What can be refused before anything begins is refused here, and stands in `last_error` as well.
+    pub fn submit(
+        self: &Arc<Self>,
+        key: &ContainerKey,
+        verb: Verb,
+        line: &str,
+        uid: u32,
+    ) -> Result<(Arc<SnapfsJob>, bool), Error> {
+        let admitted = self.admit(key, verb, line, uid);
+        if let Err(error) = &admitted {
+            self.record_refusal(&key.to_string(), &format!("{} {line}", verb.as_str()), uid, error);
+        }
+        admitted
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        key: &ContainerKey,
+        verb: Verb,
+        line: &str,
+        uid: u32,
+    ) -> Result<(Arc<SnapfsJob>, bool), Error> {
+        let options = Options::parse(line)?;
+        let container = self.container(key)?;
+        let detach = options.detach;
+        let command = format!("containers/{}/{} {line}", container.name, verb.as_str());
+        let brief = Brief { command, subject: key.to_string(), uid };
+        let (this, key) = (Arc::clone(self), key.clone());
+        let line = format!("{} {line}", verb.as_str());
+        let work = move |progress: &Progress| {
+            let result = this.commit(&key, &options, progress);
+            this.record(&key.to_string(), &line, uid, this.last_running(&key), &result);
+            match result {
+                Ok(text) => Finish::Done(text),
+                Err(error) if error.kind == ErrorKind::Cancelled => Finish::Cancelled(error),
+                Err(error) => Finish::Failed(error),
+            }
+        };
+        Ok((self.jobs.start(brief, self.clock.now(), work), detach))
+    }
+
+    /// The container as it is when its turn comes, not as it was when it was asked for.
+    fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
+        let container = self.container(key)?;
+        let engine = self.engine(&container)?;
+        let _masked = self.mask_freeze(key);
+        let context = commit::Context {
+            store: &self.store,
+            engine,
+            guard: &self.guard,
+            clock: self.clock,
+            freeze_limit: self.freeze_limit,
+        };
+        let manifest = commit::commit(&context, &container, options, progress)?;
+        Ok(manifest.digest.to_string())
+    }
+
+    fn last_running(&self, key: &ContainerKey) -> Option<JobId> {
+        let subject = key.to_string();
+        let jobs = self.jobs.ids().into_iter().rev().filter_map(|id| self.jobs.job(id));
+        jobs.filter(|job| job.brief.subject == subject)
+            .find(|job| job.state() == crate::job::State::Running)
+            .map(|job| job.id)
+    }
+
+    /// `1` cancels the job; it is not an error if it has ended meanwhile.
+    pub fn cancel(&self, id: JobId, line: &str) -> Result<String, Error> {
+        if line.trim() != "1" {
+            return Err(Error::new(ErrorKind::Invalid, format!("write 1 to cancel job {id}, not {line:?}")));
+        }
+        let gone = || Error::new(ErrorKind::NotFound, format!("job {id} is not remembered any more"));
+        let job = self.jobs.job(id).ok_or_else(gone)?;
+        self.jobs.cancel(&job);
+        Ok(format!("job {id} was asked to stop"))
+    }
+
+    /// A process inside a container never commands, whatever rights it has there.
+    pub fn authorise(&self, tid: u32) -> Result<(), Error> {
+        let denied = |why: String| Error::new(ErrorKind::Denied, why);
+        let origin = Origin::of(tid).map_err(|error| {
+            denied(format!("the writer cannot be looked at, it may be inside a container: {error}"))
+        })?;
+        if !origin.is_host() {
+            return Err(denied("the writer is in another pid or user namespace; write from the host".to_owned()));
+        }
+        let listing = self.engines.containers();
+        let home = listing.iter().find(|(_, container)| container.cgroup.hold(&origin));
+        match home {
+            Some((name, _)) => Err(denied(format!("the writer runs inside the container {name}; write from the host"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The daemon's clock.
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Wake whoever waits for a ticket.
+    pub fn wake(&self) {
+        // A full channel already holds the wake-up that this one would be.
+        let _ = self.wake.try_send(());
+    }
+
+    /// What was last made of `subject`, as a control file shows it.
+    pub fn last_result(&self, subject: &str) -> String {
+        self.last_words.lock().get(subject).map(|words| words.result.clone()).unwrap_or_default()
+    }
+
+    /// The last failed request on `subject`, in full.
+    pub fn last_error(&self, subject: &str) -> String {
+        self.last_words.lock().get(subject).map(|words| words.error.clone()).unwrap_or_default()
+    }
+
+    /// A request that never became a job failed.
+    pub fn record_refusal(&self, subject: &str, command: &str, uid: u32, error: &Error) {
+        self.record(subject, command, uid, None, &Err(error.clone()));
+    }
+
+    pub(super) fn record(
+        &self,
+        subject: &str,
+        command: &str,
+        uid: u32,
+        job: Option<JobId>,
+        result: &Result<String, Error>,
+    ) {
+        let job = job.map(|id| format!(" job={id}")).unwrap_or_default();
+        let head = format!("{} uid={uid}{job} {command}: ", self.clock.now());
+        let mut all = self.last_words.lock();
+        if all.len() >= REMEMBERED_SUBJECTS && !all.contains_key(subject) {
+            all.clear();
+        }
+        let words: &mut LastWords = all.entry(subject.to_owned()).or_default();
+        match result {
+            Ok(text) => words.result = format!("{head}{text}\n"),
+            Err(error) => {
+                words.error = format!("{head}{error}\n");
+                words.result = words.error.clone();
+                log::warn!("{subject}: {command}: {error}");
+            }
+        }
+    }
+
+    fn mask_freeze(&self, key: &ContainerKey) -> Masked {
+        self.frozen_by_us.lock().insert(key.clone());
+        Masked { frozen: Arc::clone(&self.frozen_by_us), key: key.clone() }
+    }
+}
+
+/// Of how many containers and images the last words are kept.
+const REMEMBERED_SUBJECTS: usize = 10_000;
+
+/// While it lives, the container is shown as running although the freezer says otherwise.
+struct Masked {
+    frozen: Arc<Mutex<HashSet<ContainerKey>>>,
+    key: ContainerKey,
+}
+
+impl Drop for Masked {
+    fn drop(&mut self) {
+        self.frozen.lock().remove(&self.key);
+    }
+}

@@ -1,0 +1,344 @@
+//! Which paths a container changed: [`scan`] turns an overlay's upper directory, or a plain directory, into [`Changes`].
+//!
+//! The upper directory says *which* paths, and what is there unless overlayfs has put something else in its place: a
+//! directory renamed with `redirect_dir=on` still has its children below, a file touched with `metacopy=on` its content.
+//! There the container's own mounted file system says *what*. The lower directories say what a whiteout would delete.
+//!
+//! The rules, of the image specification (`layer.md`) and of overlayfs (kernel, `overlayfs.rst`):
+//!
+//! - A whiteout is made only for what the merged lower directories have, each by its name, never as an opaque marker:
+//!   an opaque directory becomes whiteouts of everything below that it does not have itself.
+//! - "Opaque" is never taken for "new", nor its absence for "old": the lower directories are asked.
+//! - A directory is an entry if its attributes changed or something in it did; so is the root.
+//! - Every inode is described once, under its first name; its other names are hard links. Whiteouts, which share one
+//!   inode among them, are not inodes to us.
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::vec::IntoIter;
+
+use crate::commit::collect::{Collector, Seen, look};
+use crate::commit::cursor::{Cursor, join};
+use crate::commit::lower::{Found, Lower, Part, is_xattr_whiteout, open};
+use crate::progress::Progress;
+use crate::sys::dir::{Dir, FileType, Name, is_gone, is_mount};
+
+pub use crate::commit::collect::Error;
+pub use crate::commit::entry::{Changes, Entry, Kind, Metadata, escape};
+pub use crate::commit::overlay::Namespace;
+
+/// Directories of the upper and of the merged tree held open.
+const KEEP: usize = 32;
+
+/// Where a container's files are, on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A root file system in a plain directory: all of it is an addition.
+    Directory(PathBuf),
+    /// An overlay.
+    Overlay {
+        /// The lower directories, top first, without data-only ones.
+        lower: Vec<PathBuf>,
+        /// The upper directory.
+        upper: PathBuf,
+        /// The mounted overlay itself, if the container has it mounted.
+        merged: Option<PathBuf>,
+        /// Where overlayfs keeps its marks: [`Namespace::User`] if the mount has the option `userxattr`.
+        namespace: Namespace,
+    },
+}
+
+/// Finds what a container changed.
+///
+/// `mounts` are the absolute paths, in the container, of what is mounted in it: an empty file or directory there that
+/// the lower directories do not have was made by the runtime to mount upon, and is left out.
+///
+/// The files may change meanwhile; what was gone when its turn came is in [`Changes::vanished`].
+pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<Changes, Error> {
+    let (upper, merged, lower, namespace) = match source {
+        Source::Directory(path) => (open(path)?, None, Lower::new(&[], &[], Namespace::Trusted), None),
+        Source::Overlay { lower, upper, merged, namespace } => {
+            let roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+            let merged = merged.as_deref().map(open).transpose()?;
+            (open(upper)?, merged, Lower::new(lower, &roots, *namespace), Some(*namespace))
+        }
+    };
+    let roots = [&upper].into_iter().chain(&merged).cloned().collect();
+    let walk = Walk {
+        upper: Cursor::new(upper, KEEP),
+        merged: merged.map(|root| Cursor::new(root, KEEP)),
+        lower,
+        namespace,
+        mounts: mounts.iter().map(|path| relative(path)).collect(),
+        found: Collector::new(roots, progress),
+    };
+    walk.run()
+}
+
+fn relative(path: &Path) -> Vec<u8> {
+    let names = path.components().filter_map(|component| match component {
+        std::path::Component::Normal(name) => Some(name.as_bytes()),
+        _ => None,
+    });
+    names.collect::<Vec<_>>().join(&b'/')
+}
+
+/// Indices into [`Changes::roots`].
+const UPPER: usize = 0;
+const MERGED: usize = 1;
+
+/// Where the names in a directory come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum View {
+    /// The upper directory.
+    Upper,
+    /// The merged one, because the upper one is redirected; it has the attributes and content of what it holds itself.
+    Both,
+    /// The merged one: nothing of this is in the upper directory.
+    Merged,
+}
+
+/// A directory of the walk.
+#[derive(Debug)]
+struct Place {
+    path: Vec<u8>,
+    view: View,
+    /// The layers below that have this directory, whether or not they show through.
+    lower: Vec<Part>,
+    /// Whether nothing below shows through.
+    hidden: bool,
+    has_xattr_whiteouts: bool,
+    /// How its own entry compares with the directory below.
+    same: Same,
+}
+
+/// How the attributes of a directory compare with those of the one below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Same {
+    No,
+    ButForTime,
+    Yes,
+}
+
+/// A [`Place`] whose names are being gone through.
+#[derive(Debug)]
+struct Frame {
+    place: Place,
+    names: IntoIter<Vec<u8>>,
+    /// Entries up to and including this directory's own.
+    entries: usize,
+    /// A mount point was left out in it; making that has changed its time.
+    lost_stub: bool,
+}
+
+struct Walk<'a> {
+    upper: Cursor,
+    merged: Option<Cursor>,
+    lower: Lower,
+    namespace: Option<Namespace>,
+    mounts: HashSet<Vec<u8>>,
+    found: Collector<'a>,
+}
+
+impl Walk<'_> {
+    /// Depth first and without recursion: a container decides how deep its directories are.
+    fn run(mut self) -> Result<Changes, Error> {
+        let mut stack = Vec::from_iter(self.root()?);
+        while let Some(frame) = stack.last_mut() {
+            let Some(name) = frame.names.next() else {
+                let same = frame.place.same == Same::Yes || (frame.place.same == Same::ButForTime && frame.lost_stub);
+                if same && self.found.len() == frame.entries {
+                    self.found.pop();
+                }
+                stack.pop();
+                continue;
+            };
+            let path = join(&frame.place.path, &name);
+            let Some((seen, view)) = self.look(&frame.place, &name, &path)? else { continue };
+            let below = self.lower.find(&frame.place.path, &frame.place.lower, &name)?;
+            if below == Found::Absent && self.mounts.contains(&path) && self.is_empty(&seen, view, &path)? {
+                frame.lost_stub = true;
+                continue;
+            }
+            let parent_hidden = frame.place.hidden;
+            if let Some(place) = self.describe(path, seen, view, below, parent_hidden)? {
+                stack.extend(self.enter(place)?);
+            }
+        }
+        Ok(self.found.finish())
+    }
+
+    fn root(&mut self) -> Result<Option<Frame>, Error> {
+        let node = self.upper.dir(b"").and_then(Dir::node);
+        let seen = node.and_then(|node| Seen::new(node, self.namespace)).map_err(look("look at", b""))?;
+        let lower = self.lower.root()?;
+        let below = if lower.is_empty() { Found::Absent } else { Found::Directory(lower) };
+        // The engine made the upper root, so its time says nothing; and overlayfs reads no marks there.
+        let has_xattr_whiteouts = seen.xattrs.marks.has_xattr_whiteouts;
+        let place = self.describe(Vec::new(), seen, View::Upper, below, false)?;
+        let Some(mut place) = place else { return Ok(None) };
+        place.hidden = false;
+        place.view = View::Upper;
+        place.has_xattr_whiteouts = has_xattr_whiteouts;
+        if place.same == Same::ButForTime {
+            place.same = Same::Yes;
+        }
+        self.enter(place)
+    }
+
+    /// What is at `name`, and where it was found; none if it is gone meanwhile, or something is mounted there.
+    fn look(&mut self, place: &Place, name: &[u8], path: &[u8]) -> Result<Option<(Seen, View)>, Error> {
+        let namespace = self.namespace;
+        if place.view != View::Merged {
+            let seen = self.upper.dir(&place.path).and_then(|dir| Seen::new(dir.open_node(name)?, namespace));
+            match seen {
+                Ok(seen) if place.view == View::Upper => return Ok(Some((seen, View::Upper))),
+                Ok(seen) if !is_whiteout_device(&seen) => return Ok(Some((seen, View::Both))),
+                Ok(_) => {}
+                Err(error) if is_gone(&error) && place.view == View::Both => {}
+                Err(error) => return self.missed(error, path),
+            }
+        }
+        let Some(merged) = &mut self.merged else { return Ok(None) };
+        match merged.dir(&place.path).and_then(|dir| Seen::new(dir.open_node(name)?, None)) {
+            Ok(seen) => Ok(Some((seen, View::Merged))),
+            Err(error) => self.missed(error, path),
+        }
+    }
+
+    fn missed<T>(&mut self, error: std::io::Error, path: &[u8]) -> Result<Option<T>, Error> {
+        if is_gone(&error) {
+            self.found.vanished(path.to_vec());
+        } else if is_mount(&error) {
+            self.found.mount(path.to_vec());
+        } else {
+            return Err(look("look at", path)(error));
+        }
+        Ok(None)
+    }
+
+    /// Adds what was seen; for a directory, says how to go on.
+    fn describe(
+        &mut self,
+        path: Vec<u8>,
+        seen: Seen,
+        view: View,
+        below: Found,
+        parent_hidden: bool,
+    ) -> Result<Option<Place>, Error> {
+        let marks = seen.xattrs.marks;
+        let in_lower = below != Found::Absent;
+        let elsewhere = marks.redirect || marks.metacopy;
+        if elsewhere && self.merged.is_none() && !path.is_empty() {
+            return Err(Error::NoMergedView { path, mark: if marks.redirect { "redirect" } else { "metacopy" } });
+        }
+        if seen.stat.file_type != FileType::Directory {
+            let root = if view == View::Merged || marks.metacopy { MERGED } else { UPPER };
+            self.found.add(path, seen, in_lower, root)?;
+            return Ok(None);
+        }
+        let lower = if let Found::Directory(parts) = below { parts } else { Vec::new() };
+        let place = Place {
+            same: self.compare(&path, &seen, &lower)?,
+            view: if view == View::Upper && marks.redirect { View::Both } else { view },
+            hidden: parent_hidden || marks.opaque || marks.redirect,
+            has_xattr_whiteouts: marks.has_xattr_whiteouts,
+            lower,
+            path: path.clone(),
+        };
+        self.found.add(path, seen, in_lower, UPPER)?;
+        Ok(Some(place))
+    }
+
+    fn compare(&mut self, path: &[u8], seen: &Seen, lower: &[Part]) -> Result<Same, Error> {
+        let Some(top) = lower.first() else { return Ok(Same::No) };
+        let below = self.lower.look(top.layer, path, b"").map_err(look("look below", path))?;
+        let attributes = |seen: &Seen| (seen.stat.mode, seen.stat.uid, seen.stat.gid);
+        if attributes(seen) != attributes(&below) || seen.xattrs.kept != below.xattrs.kept {
+            return Ok(Same::No);
+        }
+        Ok(if seen.stat.mtime == below.stat.mtime { Same::Yes } else { Same::ButForTime })
+    }
+
+    /// Lists a directory whose entry was just added, and adds its whiteouts.
+    fn enter(&mut self, place: Place) -> Result<Option<Frame>, Error> {
+        let entries = self.found.len();
+        let dir = match (place.view, &mut self.merged) {
+            (View::Both | View::Merged, Some(merged)) => merged.dir(&place.path),
+            _ => self.upper.dir(&place.path),
+        };
+        let listed = match dir.and_then(|dir| {
+            let mut listed = dir.entries()?;
+            listed.sort_unstable();
+            let names = partition(dir, listed, &place, self.namespace)?;
+            Ok(names)
+        }) {
+            Ok(listed) => listed,
+            Err(error) => return self.missed(error, &place.path),
+        };
+        let (names, mut whiteouts) = listed;
+        if place.hidden {
+            whiteouts = self.lower.names(&place.path, &place.lower)?; // none if there is no directory below
+            whiteouts.retain(|name| names.binary_search(name).is_err());
+        }
+        for name in whiteouts {
+            if place.hidden || self.lower.find(&place.path, &place.lower, &name)? != Found::Absent {
+                self.found.whiteout(join(&place.path, &name))?;
+            }
+        }
+        Ok(Some(Frame { place, names: names.into_iter(), entries, lost_stub: false }))
+    }
+
+    fn is_empty(&mut self, seen: &Seen, view: View, path: &[u8]) -> Result<bool, Error> {
+        match seen.stat.file_type {
+            FileType::Regular => Ok(seen.stat.size == 0),
+            FileType::Directory => {
+                let tree = match (view, &mut self.merged) {
+                    (View::Merged, Some(merged)) => merged,
+                    _ => &mut self.upper,
+                };
+                match tree.dir(path).and_then(Dir::entries) {
+                    Err(error) if is_gone(&error) => Ok(false),
+                    done => Ok(done.map_err(look("list", path))?.is_empty()),
+                }
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+fn is_whiteout_device(seen: &Seen) -> bool {
+    let rdev = seen.stat.rdev;
+    seen.stat.file_type == FileType::CharDevice && rdev.major == 0 && rdev.minor == 0
+}
+
+/// Names that are there, and names that whiteouts stand for.
+type Partition = (Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+fn partition(dir: &Dir, listed: Vec<Name>, place: &Place, namespace: Option<Namespace>) -> std::io::Result<Partition> {
+    let (mut names, mut whiteouts) = (Vec::with_capacity(listed.len()), Vec::new());
+    for name in listed {
+        let whiteout = match namespace {
+            Some(namespace) if place.view == View::Upper => {
+                match is_whiteout(dir, &name, place.has_xattr_whiteouts, namespace) {
+                    Err(error) if is_gone(&error) || is_mount(&error) => false, // noticed when its turn comes
+                    done => done?,
+                }
+            }
+            _ => false,
+        };
+        if whiteout { &mut whiteouts } else { &mut names }.push(name.bytes);
+    }
+    Ok((names, whiteouts))
+}
+
+fn is_whiteout(dir: &Dir, name: &Name, xattr_whiteouts: bool, namespace: Namespace) -> std::io::Result<bool> {
+    if name.maybe_char_device {
+        let stat = dir.stat(&name.bytes)?;
+        if stat.file_type == FileType::CharDevice {
+            return Ok(stat.rdev.major == 0 && stat.rdev.minor == 0);
+        }
+    }
+    Ok(xattr_whiteouts && name.maybe_regular && is_xattr_whiteout(dir, &name.bytes, &namespace.name("whiteout"))?)
+}

@@ -1,0 +1,55 @@
+//! Why a commit failed: which step, on what, why.
+
+use crate::commit::{changeset, tar};
+use crate::oci::{DiffId, ImageName};
+use crate::progress::Cancelled;
+use crate::{engine, guard, image, store};
+
+/// Why a commit failed. Nothing of it is visible, and the container runs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `create` was asked for.
+    #[error("the image {0} exists, and create was asked for; leave create out to move the name, or take another")]
+    Exists(ImageName),
+    /// It was stopped when the commit began, and runs.
+    #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
+    Started(String),
+    /// The engine could not say what it should.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The container could not be held still.
+    #[error(transparent)]
+    Freeze(#[from] guard::Error),
+    /// The container's files could not be walked.
+    #[error(transparent)]
+    Changes(#[from] changeset::Error),
+    /// A file could not be read into the layer.
+    #[error(transparent)]
+    Tar(#[from] tar::Error),
+    /// The image could not be built.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The engine's files do not make the layer that the engine says they are.
+    #[error(
+        "a layer of the base image is damaged: the engine's files make {found}, its records say {expected}; \
+         pull the image anew at the engine"
+    )]
+    BaseDiffers {
+        /// From the engine's records.
+        expected: DiffId,
+        /// From the engine's files.
+        found: DiffId,
+    },
+    /// A layer of the base image could not be read.
+    #[error("cannot read a layer of the base image: {0}")]
+    BaseRead(#[source] std::io::Error),
+    /// The base image's config is no JSON.
+    #[error("cannot read the base image's config: {0}")]
+    BaseConfig(#[source] serde_json::Error),
+    /// It was asked to stop.
+    #[error("the commit was cancelled; nothing of it was kept")]
+    Cancelled(#[from] Cancelled),
+}

@@ -1,0 +1,284 @@
+//! The line written to `commit` → [`Options`]; pure.
+
+use std::collections::BTreeMap;
+
+use crate::image::Compression;
+use crate::oci::{ImageName, InvalidName};
+
+/// Every option of `commit`, with what it takes and what it means: the table that the parser is held against and that
+/// `docs/interface.md` shows.
+pub const TABLE: &[(&str, &str, &str)] = &[
+    ("message=", "TEXT", "the comment of the new history entry"),
+    ("author=", "TEXT", "the image's author"),
+    ("description=", "TEXT", "the annotation org.opencontainers.image.description"),
+    ("label.KEY=", "VALUE", "a snapfs label on the name"),
+    ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
+    ("pause=", "full|none", "freeze the container while its files are read, or do not"),
+    ("compression=", "zstd[:LEVEL]|gzip|none", "how the layer is stored"),
+    ("volumes=", "skip", "bind mounts and volumes are left out"),
+    ("base=", "auto|image", "what the layer is the difference to: the container's image"),
+    ("squash=", "none", "layers are not merged"),
+    ("create", "", "fail with EEXIST if the name exists"),
+    ("async", "", "return once the job is admitted"),
+];
+
+/// What the user asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The name of the image to make.
+    pub name: ImageName,
+    /// `message=`
+    pub message: Option<String>,
+    /// `author=`
+    pub author: Option<String>,
+    /// `description=`
+    pub description: Option<String>,
+    /// `label.KEY=`
+    pub labels: BTreeMap<String, String>,
+    /// `annotation.KEY=`
+    pub annotations: BTreeMap<String, String>,
+    /// `pause=`
+    pub pause: Pause,
+    /// `compression=`
+    pub compression: Compression,
+    /// `create`
+    pub create: bool,
+    /// `async`
+    pub detach: bool,
+}
+
+/// How the container is held still while its files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pause {
+    /// Frozen for the whole read.
+    #[default]
+    Full,
+    /// Not at all: files that change meanwhile are named in the image's annotations.
+    None,
+}
+
+impl Pause {
+    /// The word of the option.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pause::Full => "full",
+            Pause::None => "none",
+        }
+    }
+}
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A quote without its partner.
+    #[error("a quote is not closed; quote values as in a shell: message='two words'")]
+    Quote,
+    /// Options, but no name in front.
+    #[error("the line begins with the option {0:?}; write the image's name first: NAME [OPTION…]")]
+    NoName(String),
+    /// The name is none.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// No such option.
+    #[error("there is no option {option:?}; commit takes {}", known())]
+    Unknown {
+        /// What was given.
+        option: String,
+    },
+    /// The option's value is not one of its values.
+    #[error("{option}= cannot be {value:?}; it is {expected}")]
+    Value {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        expected: &'static str,
+    },
+    /// The same option twice.
+    #[error("the option {0:?} is given twice")]
+    Twice(String),
+    /// A value that the contract has and this version does not.
+    #[error("{option}={value} is not supported by this version of snapfs; leave it out or use {option}={instead}")]
+    Unsupported {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What can be had.
+        instead: &'static str,
+    },
+}
+
+fn known() -> String {
+    TABLE.iter().map(|(name, values, _)| format!("{name}{values}")).collect::<Vec<_>>().join(", ")
+}
+
+impl Options {
+    /// What is taken when the line is a name alone.
+    pub fn new(name: ImageName) -> Options {
+        Options {
+            name,
+            message: None,
+            author: None,
+            description: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            pause: Pause::default(),
+            compression: Compression::default(),
+            create: false,
+            detach: false,
+        }
+    }
+
+    /// Parse `NAME [key=value | flag]…`; values are quoted as in a shell.
+    pub fn parse(line: &str) -> Result<Options, Error> {
+        let mut words = shlex::split(line).ok_or(Error::Quote)?.into_iter();
+        let name = words.next().unwrap_or_default();
+        if name.contains('=') {
+            return Err(Error::NoName(name));
+        }
+        let mut options = Options::new(name.parse::<ImageName>()?);
+        let mut seen = Vec::new();
+        for word in words {
+            let key = word.split_once('=').map_or(word.as_str(), |(key, _)| key).to_owned();
+            if seen.contains(&key) {
+                return Err(Error::Twice(key));
+            }
+            options.take(&word)?;
+            seen.push(key);
+        }
+        Ok(options)
+    }
+
+    fn take(&mut self, word: &str) -> Result<(), Error> {
+        let Some((key, value)) = word.split_once('=') else {
+            match word {
+                "create" => self.create = true,
+                "async" => self.detach = true,
+                _ => return Err(Error::Unknown { option: word.to_owned() }),
+            }
+            return Ok(());
+        };
+        match key {
+            "message" => self.message = Some(value.to_owned()),
+            "author" => self.author = Some(value.to_owned()),
+            "description" => self.description = Some(value.to_owned()),
+            "pause" => self.pause = pause(value)?,
+            "compression" => self.compression = compression(value)?,
+            "volumes" => only("volumes", value, &["skip"], &["declare", "include"])?,
+            "base" => only("base", value, &["auto", "image"], &[])?,
+            "squash" => only("squash", value, &["none"], &["snapshots", "all"])?,
+            _ => match key.split_once('.') {
+                Some(("label", key)) if !key.is_empty() => {
+                    self.labels.insert(key.to_owned(), value.to_owned());
+                }
+                Some(("annotation", key)) if !key.is_empty() => {
+                    self.annotations.insert(annotation_key(key)?, value.to_owned());
+                }
+                _ => return Err(Error::Unknown { option: format!("{key}=") }),
+            },
+        }
+        Ok(())
+    }
+}
+
+fn pause(value: &str) -> Result<Pause, Error> {
+    match value {
+        "full" => Ok(Pause::Full),
+        "none" => Ok(Pause::None),
+        "seal" | "stop" => Err(Error::Unsupported { option: "pause", value: value.to_owned(), instead: "full" }),
+        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "full or none" }),
+    }
+}
+
+fn compression(value: &str) -> Result<Compression, Error> {
+    let expected = "zstd, zstd:LEVEL with a level from 1 to 19, gzip or none";
+    let wrong = || Error::Value { option: "compression", value: value.to_owned(), expected };
+    match value {
+        "none" => Ok(Compression::None),
+        "gzip" => Ok(Compression::Gzip),
+        "zstd" => Ok(Compression::default()),
+        "zstd:chunked" => Err(Error::Unsupported { option: "compression", value: value.to_owned(), instead: "zstd" }),
+        _ => {
+            let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
+            if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
+        }
+    }
+}
+
+fn only(option: &'static str, value: &str, supported: &[&'static str], contracted: &[&str]) -> Result<(), Error> {
+    if supported.contains(&value) {
+        return Ok(());
+    }
+    let instead = supported[0];
+    if contracted.contains(&value) {
+        return Err(Error::Unsupported { option, value: value.to_owned(), instead });
+    }
+    Err(Error::Value { option, value: value.to_owned(), expected: instead })
+}
+
+/// Our own annotations say what snapfs did; a user's word must not pass for that.
+fn annotation_key(key: &str) -> Result<String, Error> {
+    if key.starts_with("io.snapfs.") {
+        let expected = "a key outside io.snapfs., which is snapfs's own";
+        return Err(Error::Value { option: "annotation.KEY", value: key.to_owned(), expected });
+    }
+    Ok(key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, Error> {
+        Options::parse(line)
+    }
+
+    #[test]
+    fn a_name_alone_takes_the_defaults() {
+        assert_eq!(parse("img").unwrap(), Options::new("img".parse().unwrap()));
+        assert_eq!(parse("  img  ").unwrap().name.as_str(), "img");
+    }
+
+    #[test]
+    fn every_option_is_taken() {
+        let line = r#"registry.example:5000/t/web:1 message='two words' author=ops description="d d" label.env=prod
+                      annotation.org.example=x pause=none compression=zstd:7 volumes=skip base=image squash=none create async"#;
+        let options = parse(&line.replace('\n', " ")).unwrap();
+        assert_eq!(options.name.tag(), Some("1"));
+        assert_eq!(options.message.as_deref(), Some("two words"));
+        assert_eq!(options.description.as_deref(), Some("d d"));
+        assert_eq!(options.labels["env"], "prod");
+        assert_eq!(options.annotations["org.example"], "x");
+        assert_eq!(options.pause, Pause::None);
+        assert_eq!(options.compression, Compression::Zstd { level: 7 });
+        assert!(options.create && options.detach);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know() {
+        assert!(matches!(parse("img frobnicate"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img frobnicate=1"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img label.=1"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("img create=yes"), Err(Error::Unknown { .. })));
+        assert!(matches!(parse("message=x"), Err(Error::NoName(_))));
+        assert!(matches!(parse("img message='x"), Err(Error::Quote)));
+        assert!(matches!(parse("img create create"), Err(Error::Twice(_))));
+        assert!(matches!(parse("img pause=none pause=full"), Err(Error::Twice(_))));
+        assert!(matches!(parse("Img"), Err(Error::Name(_))));
+        assert!(matches!(parse("../../etc"), Err(Error::Name(_))));
+        assert!(matches!(parse("img compression=zstd:99"), Err(Error::Value { .. })));
+        assert!(matches!(parse("img squash=all"), Err(Error::Unsupported { .. })));
+        assert!(matches!(parse("img annotation.io.snapfs.kind=checkpoint"), Err(Error::Value { .. })));
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_known_to_the_parser() {
+        for (name, values, _) in TABLE {
+            let value = values.split(['|', '[']).next().unwrap();
+            let result = parse(&format!("img {name}{value}"));
+            assert!(!matches!(result, Err(Error::Unknown { .. })), "{name}: {result:?}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Options, Error> {
+    Options::parse(text, Unknown::Refuse)
+}
+
+#[test]
+fn nothing_gives_the_defaults() {
+    assert_eq!(parse("").unwrap(), Options::default());
+    assert_eq!(parse(",,").unwrap(), Options::default());
+    assert_eq!(Options::default().store, PathBuf::from("/var/lib/snapfs"));
+}
+
+#[test]
+fn every_option_of_the_table_is_taken() {
+    for (name, value, _) in OPTIONS {
+        let example = match value {
+            "DIR" | "FILE" => "/x",
+            "N" => "3",
+            "NAME" => "wheel",
+            other => panic!("no example of {other}"),
+        };
+        assert_ne!(parse(&format!("{name}={example}")).unwrap(), Options::default(), "{name}");
+        if name != "group" {
+            assert_eq!(parse(name), Err(Error::NoValue { option: name, value }));
+        }
+        assert_eq!(parse(&format!("{name}=")), Err(Error::NoValue { option: name, value }));
+    }
+}
+
+#[test]
+fn what_fstab_and_systemd_add_is_accepted() {
+    let line = "rw,noexec,nosuid,nodev,_netdev,nofail,user,users,owner,group,nouser,defaults,noatime,relatime,auto,\
+        noauto,x-systemd.requires=snapfs.service,X-mount.mkdir,comment=systemd.automount,user=nobody";
+    assert_eq!(parse(line).unwrap(), Options { no_exec: true, ..Options::default() });
+}
+
+#[test]
+fn group_alone_belongs_to_mount() {
+    assert_eq!(parse("group").unwrap().group, None);
+    assert_eq!(parse("group=wheel,group").unwrap().group.as_deref(), Some("wheel"));
+}
+
+#[test]
+fn what_a_remount_is_given_is_accepted() {
+    let line = "ro,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576,remount";
+    assert_eq!(parse(line).unwrap(), Options { read_only: true, remount: true, ..Options::default() });
+}
+
+#[test]
+fn the_last_of_two_wins_and_roots_add_up() {
+    let options = parse("store=/a,ro,store=/b,rw,runc-root=/r1,runc-root=/r2").unwrap();
+    assert_eq!((options.store, options.read_only), (PathBuf::from("/b"), false));
+    assert_eq!(options.runc_roots, [PathBuf::from("/r1"), PathBuf::from("/r2")]);
+}
+
+#[test]
+fn quotation_marks_keep_commas() {
+    assert_eq!(parse("store=\"/a,b\",jobs=2").unwrap().store, PathBuf::from("/a,b"));
+    assert!(matches!(parse("store=\"/a"), Err(Error::Quotation { .. })));
+}
+
+#[test]
+fn errors_name_the_option_and_the_way_out() {
+    let sentence = |text| parse(text).unwrap_err().to_string();
+    assert_eq!(sentence("stroe=/x"), "unknown mount option \"stroe=/x\"; did you mean \"store\"?");
+    assert_eq!(sentence("podmanroot=/x"), "unknown mount option \"podmanroot=/x\"; did you mean \"podman-root\"?");
+    assert_eq!(sentence("store=x"), "mount option \"store=x\" needs an absolute path; begin it with /");
+    assert_eq!(sentence("jobs=0"), "mount option \"jobs=0\" needs a number from 1 on");
+    assert_eq!(sentence("store"), "mount option \"store\" needs a value: store=DIR");
+    assert!(sentence("suid").contains("is refused"));
+    assert!(sentence("dev").contains("is refused"));
+    assert!(sentence("ro=1").starts_with("unknown mount option"));
+}
+
+#[test]
+fn sloppy_skips_the_unknown_and_no_more() {
+    let sloppy = |text| Options::parse(text, Unknown::Ignore);
+    assert_eq!(sloppy("frobnicate,store=/a").unwrap().store, PathBuf::from("/a"));
+    assert!(sloppy("store=a").is_err());
+}
+
+#[test]
+fn distance_counts_changes() {
+    assert_eq!((distance("", "ro"), distance("stroe", "store"), distance("kitten", "sitting")), (2, 2, 3));
+}

@@ -1,0 +1,7 @@
+//! Numbers of the kernel's interface that the standard library has no name for.
+
+/// errno(3): what an external program's failure is reported as.
+pub const EREMOTEIO: i32 = libc::EREMOTEIO;
+
+/// open(2): the flag that asks a control file to return once the job is admitted.
+pub const O_NONBLOCK: i32 = libc::O_NONBLOCK;

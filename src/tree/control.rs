@@ -1,0 +1,180 @@
+//! Control files: a written line becomes a command, and the write's answer is the command's.
+
+use crate::api::{Error, ErrorKind, Verb};
+use crate::tree::attr::Caller;
+use crate::tree::file::{ContainerFile, ImageFile};
+use crate::tree::handle::{Command, Conversation, Handle, Outcome};
+use crate::tree::node::Node;
+use crate::tree::{Reply, Tree, wait_for};
+
+/// The longest command.
+const LONGEST: usize = 4096;
+
+/// `/README`.
+pub const README: &str = "\
+snapfs: containers and images as files
+
+  ls containers                            the containers of this host
+  cat containers/NAME/status               created, running, paused or stopped
+  cat containers/NAME/changes              what a snapshot would add: A added, C changed, D deleted
+  echo img > containers/NAME/commit        snapshot its file system into the image img; returns when it is durable
+  cat containers/NAME/last_error           why the last request failed, and what to do
+
+  ls images/img                            the image: an OCI image layout, read with cat, ls and cp
+  skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
+  mv images/img images/other               rename (replaces an image of that name)
+  echo img:stable > images/img/tag         one more name for the same image
+  rmdir images/img                         delete the name; blobs nobody refers to are collected later
+
+  echo 'img async' > containers/NAME/commit    do not wait; follow jobs/last/state, cat jobs/last/wait
+  echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
+
+A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
+  message= author= description= label.KEY= annotation.KEY= pause=full|none compression=zstd[:LEVEL]|gzip|none create async
+A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
+";
+
+impl Tree {
+    /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
+    ///
+    /// The offset does not matter, but for where a read of the same descriptor begins.
+    pub fn write(
+        &self,
+        fh: u64,
+        offset: u64,
+        bytes: &[u8],
+        nonblock: bool,
+        caller: &Caller,
+    ) -> Result<Reply<u32>, Error> {
+        let Handle::Control(conversation) = self.handle(fh)? else {
+            return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
+        };
+        let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.check_writer(&conversation, caller)?;
+        let line = match line(bytes) {
+            Ok("") => return Ok(Reply::Now(written)),
+            Ok(line) => line,
+            Err(error) => return Err(self.refused(&conversation.node, caller, bytes, error)),
+        };
+        let base = offset + bytes.len() as u64;
+        let mut last = conversation.last.lock();
+        if let Some(last) = &mut *last {
+            if last.line == line {
+                last.base = base;
+                return answer(last.outcome.clone(), written);
+            }
+            if last.outcome.end().is_none() {
+                let busy = format!("{:?} is still being carried out on this descriptor; open the file anew", last.line);
+                return Err(Error::new(ErrorKind::Busy, busy));
+            }
+        }
+        let outcome = self.carry_out(&conversation.node, line, nonblock, caller);
+        *last = Some(Command { line: line.to_owned(), base, outcome: outcome.clone() });
+        answer(outcome, written)
+    }
+
+    /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its
+    /// user must not be made to write what the user chose. Nor may a process inside a container.
+    fn check_writer(&self, conversation: &Conversation, caller: &Caller) -> Result<(), Error> {
+        if caller.uid != conversation.opener.uid {
+            let message = format!(
+                "user {} opened the control file, and user {} writes to it; open it as the user who writes",
+                conversation.opener.uid, caller.uid
+            );
+            return Err(Error::new(ErrorKind::Denied, message));
+        }
+        self.api.authorise(caller.tid)
+    }
+
+    fn refused(&self, node: &Node, caller: &Caller, bytes: &[u8], error: Error) -> Error {
+        if let Some((subject, verb)) = subject(node) {
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]);
+            self.api.record_refusal(&subject, &format!("{verb} {}", shown.escape_debug()), caller.uid, &error);
+        }
+        error
+    }
+
+    fn carry_out(&self, node: &Node, line: &str, nonblock: bool, caller: &Caller) -> Outcome {
+        let settled = match node {
+            Node::ContainerFile(key, ContainerFile::Commit) => {
+                match self.api.submit(key, Verb::Commit, line, caller.uid) {
+                    Ok((job, detach)) => return Outcome::Job { job, detached: nonblock || detach },
+                    Err(error) => Err(error),
+                }
+            }
+            Node::ImageFile(key, ImageFile::Tag) => self.api.tag_image(key, line, caller.uid),
+            Node::JobFile(id, _) => self.api.cancel(*id, line),
+            _ => Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
+        };
+        Outcome::Settled(settled)
+    }
+
+    /// What a read of a control file gives, and where it begins: the answer on this descriptor, else the last result.
+    pub(super) fn answer(&self, conversation: &Conversation) -> Result<(String, u64), Error> {
+        if let Some(last) = &*conversation.last.lock() {
+            return Ok((last.outcome.text(), last.base));
+        }
+        Ok((String::from_utf8_lossy(&self.text(&conversation.node)?).into_owned(), 0))
+    }
+}
+
+fn subject(node: &Node) -> Option<(String, &'static str)> {
+    match node {
+        Node::ContainerFile(key, file) => Some((key.to_string(), file.name())),
+        Node::ImageFile(key, file) => Some((key.name.to_string(), file.name())),
+        _ => None,
+    }
+}
+
+fn answer(outcome: Outcome, written: u32) -> Result<Reply<u32>, Error> {
+    match &outcome {
+        Outcome::Settled(Err(error)) => Err(error.clone()),
+        Outcome::Settled(Ok(_)) | Outcome::Job { detached: true, .. } => Ok(Reply::Now(written)),
+        Outcome::Job { .. } => wait_for(move || outcome.end().map(|end| end.map(|_| written))),
+    }
+}
+
+/// The one command of a write, without its newline; empty if there is none.
+fn line(bytes: &[u8]) -> Result<&str, Error> {
+    let invalid = |message: &str| Err(Error::new(ErrorKind::Invalid, message));
+    if bytes.len() > LONGEST {
+        return invalid("a command has 4096 bytes at most");
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return invalid("a command is UTF-8 text") };
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.trim().is_empty() {
+        return Ok("");
+    }
+    if text.contains('\n') {
+        return invalid("one write is one command; write each line by itself");
+    }
+    if text.chars().any(|c| c.is_control() && c != '\t') {
+        return invalid("a command holds no control characters");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_write_is_one_line() {
+        assert_eq!(line(b"img\n").unwrap(), "img");
+        assert_eq!(line(b"img").unwrap(), "img");
+        assert_eq!(line(b"img\r\n").unwrap(), "img");
+        for empty in [&b""[..], b"\n", b"  \n", b"\t"] {
+            assert_eq!(line(empty).unwrap(), "");
+        }
+        for refused in [&b"a\nb\n"[..], b"a\n\n", b"a\0", b"\xff", b"a\x1b[2J", &[b'x'; 4097]] {
+            assert_eq!(line(refused).unwrap_err().kind, ErrorKind::Invalid, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn the_readme_fits_one_screen() {
+        assert!(README.lines().count() <= 24);
+        assert!(README.lines().all(|line| line.len() <= 140));
+    }
+}

@@ -1,0 +1,110 @@
+//! [`Node`]: every kind of node there is, in one place.
+
+use crate::api::{ContainerKey, Digest, ImageKey, JobId};
+use crate::tree::attr::Kind;
+use crate::tree::file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+
+/// A place in the tree. Two nodes are equal if they are the same place of the same object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Node {
+    Root,
+    RootFile(RootFile),
+
+    Containers,
+    Container(ContainerKey),
+    ContainerFile(ContainerKey, ContainerFile),
+    /// The symlink to the live root file system.
+    ContainerRoot(ContainerKey),
+    ContainerLabels(ContainerKey),
+    ContainerLabel(ContainerKey, String),
+
+    /// A directory of images: the empty prefix is `images/` itself.
+    Images(String),
+    Image(ImageKey),
+    ImageFile(ImageKey, ImageFile),
+    Annotations(ImageKey),
+    Annotation(ImageKey, String),
+    Blobs(ImageKey),
+    BlobsSha256(ImageKey),
+    Blob(ImageKey, Digest),
+    Layers(ImageKey),
+    Layer(ImageKey, usize),
+    LayerFile(ImageKey, usize, LayerFile),
+    /// The symlink to the layer's blob.
+    LayerBlob(ImageKey, usize),
+
+    Jobs,
+    Job(JobId),
+    JobFile(JobId, JobFile),
+    /// The symlink to the newest job.
+    LastJob,
+}
+
+impl Node {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Node::ContainerRoot(_) | Node::LayerBlob(..) | Node::LastJob => Kind::Symlink,
+            Node::RootFile(_)
+            | Node::ContainerFile(..)
+            | Node::ContainerLabel(..)
+            | Node::ImageFile(..)
+            | Node::Annotation(..)
+            | Node::Blob(..)
+            | Node::LayerFile(..)
+            | Node::JobFile(..) => Kind::File,
+            Node::Root
+            | Node::Containers
+            | Node::Container(_)
+            | Node::ContainerLabels(_)
+            | Node::Images(_)
+            | Node::Image(_)
+            | Node::Annotations(_)
+            | Node::Blobs(_)
+            | Node::BlobsSha256(_)
+            | Node::Layers(_)
+            | Node::Layer(..)
+            | Node::Jobs
+            | Node::Job(_) => Kind::Directory,
+        }
+    }
+
+    /// Whether the node is a part of an image, which never changes.
+    pub(super) fn is_immutable(&self) -> bool {
+        match self {
+            Node::ImageFile(_, file) => !file.is_control() && !file.follows_the_name(),
+            Node::Annotations(_)
+            | Node::Annotation(..)
+            | Node::Blobs(_)
+            | Node::BlobsSha256(_)
+            | Node::Blob(..)
+            | Node::Layers(_)
+            | Node::Layer(..)
+            | Node::LayerFile(..)
+            | Node::LayerBlob(..) => true,
+            Node::Root
+            | Node::RootFile(_)
+            | Node::Containers
+            | Node::Container(_)
+            | Node::ContainerFile(..)
+            | Node::ContainerRoot(_)
+            | Node::ContainerLabels(_)
+            | Node::ContainerLabel(..)
+            | Node::Images(_)
+            | Node::Image(_)
+            | Node::Jobs
+            | Node::Job(_)
+            | Node::JobFile(..)
+            | Node::LastJob => false,
+        }
+    }
+
+    /// Whether a write to the node is a command.
+    pub(super) fn is_control(&self) -> bool {
+        match self {
+            Node::ContainerFile(_, file) => file.is_control(),
+            Node::ImageFile(_, file) => file.is_control(),
+            Node::JobFile(_, file) => file.is_control(),
+            _ => false,
+        }
+    }
+}
