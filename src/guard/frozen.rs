@@ -7,7 +7,7 @@ use crate::guard::{Error, Guard, Hold};
 use crate::sys::cgroup::{self, Cgroups, Freezer};
 use crate::sys::process::{self, start_time};
 
-/// How long the tasks of a container may take to stop. One that waits for a device, or for a FUSE file system, may never.
+/// How long the tasks of a container may take to stop, if half of the freeze's limit is not less. One that waits for a device, or for a FUSE file system, may never.
 const STOP: Duration = Duration::from_secs(5);
 
 /// A container's first process, told from a later one with its number by when it started.
@@ -67,7 +67,8 @@ impl Frozen {
             }
         }
         let since = Instant::now();
-        let deadline = since + limit.min(STOP);
+        // Before the guard's limit, so that it is we who give up; and a freeze needs some of its time for its purpose.
+        let deadline = since + (limit / 2).min(STOP);
         let mut frozen = Frozen { freezer, init, since, limit, hold };
         if frozen.was_paused() {
             frozen.freezer.await_frozen(deadline)?;

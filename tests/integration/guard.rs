@@ -271,10 +271,9 @@ fn a_task_that_cannot_be_stopped_is_named_and_the_rest_runs_on() {
         });
         let guarded = Guarded::new();
         let start = Instant::now();
-        let limit = Duration::from_millis(500);
+        let limit = Duration::from_secs(2);
         let error = guarded.freeze_for(&group, init, limit).unwrap_err();
-        // A second for a machine that is busy with other things.
-        assert!(start.elapsed() < limit + Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < limit, "{:?}", start.elapsed());
         assert!(!group.is_frozen() && runs(init.pid) && guarded.intents() == 0);
         let text = error.to_string();
         assert!(matches!(error, Error::Cgroup(cgroup::Error::NotFrozen { .. })), "{text}");
