@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn a_link_is_never_followed_and_only_regular_files_open() {
         let temp = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(temp.path().join("a/b")).unwrap();
+        std::fs::create_dir_all(temp.path().join("a/b/c")).unwrap();
         std::fs::write(temp.path().join("a/file"), b"x").unwrap();
         symlink("/etc", temp.path().join("a/out")).unwrap();
         symlink("b", temp.path().join("a/in")).unwrap();
@@ -379,6 +379,7 @@ mod tests {
             }
             assert!(dir.open_beneath(b"a/out/cron.d").is_err());
             assert!(dir.open_beneath(b"a/../..").is_err());
+            assert!(dir.open_beneath(b"a/b/c").is_ok() && dir.open_beneath(b"a/in/c").is_err());
             assert_eq!(a.read_link(b"out").unwrap(), b"/etc");
             assert_eq!(a.open_file(b"fifo").unwrap_err().kind(), io::ErrorKind::InvalidInput);
             assert!(a.open_file(b"out").is_err());
