@@ -15,4 +15,5 @@ pub mod packet;
 pub mod process;
 mod procfs;
 pub mod space;
+mod switch;
 pub mod xattr;

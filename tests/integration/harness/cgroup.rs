@@ -49,10 +49,16 @@ pub struct Group {
 impl Group {
     pub fn new(version: Version) -> Group {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("snapfs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = mount(version).unwrap().join(name);
-        fs::create_dir(&path).unwrap();
-        Group { version, path, children: Vec::new() }
+        loop {
+            let name = format!("snapfs-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = mount(version).unwrap().join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => return Group { version, path, children: Vec::new() },
+                // What a test that was killed left, whose number we have now.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("cannot make {}: {error}", path.display()),
+            }
+        }
     }
 
     /// A group with a task that keeps a processor busy.
