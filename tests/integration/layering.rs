@@ -89,7 +89,7 @@ fn every_row_of_the_table_is_a_module_and_every_import_points_to_an_earlier_row(
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
     let order = |name: &str| {
         let first_cell = |row: &&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&format!("`{name}`")));
-        rows.iter().position(|row| first_cell(row))
+        rows.iter().position(first_cell)
     };
     for (module, imports) in &table {
         let file = root().join("src").join(format!("{module}.rs"));
