@@ -16,7 +16,7 @@ fn every_option_of_the_table_is_taken() {
     for (name, value, _) in OPTIONS {
         let example = match value {
             "DIR" | "FILE" => "/x",
-            "N" => "3",
+            "N" | "SECONDS" => "3",
             "NAME" => "wheel",
             other => panic!("no example of {other}"),
         };
@@ -83,4 +83,15 @@ fn sloppy_skips_the_unknown_and_no_more() {
 #[test]
 fn distance_counts_changes() {
     assert_eq!((distance("", "ro"), distance("stroe", "store"), distance("kitten", "sitting")), (2, 2, 3));
+}
+
+#[test]
+fn the_manual_page_has_every_option_and_no_other() {
+    let page = include_str!("../../docs/man/mount.snapfs.8");
+    let mut shown: Vec<&str> =
+        page.lines().filter_map(|line| line.strip_prefix(".BI ")?.split_once("= ")).map(|(name, _)| name).collect();
+    let mut known: Vec<&str> = OPTIONS.iter().map(|(name, ..)| *name).collect();
+    shown.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(shown, known);
 }

@@ -28,7 +28,7 @@ const STACKED: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory cannot be reached.
-    #[error("cannot mount on {}: {source}; create the directory first", dir.display())]
+    #[error("cannot mount on {}: {source}; the mount point must be an existing directory", dir.display())]
     Directory {
         /// As given.
         dir: PathBuf,

@@ -252,7 +252,7 @@ fn in_the_background_failure_is_told_with_its_reason() {
     fs::remove_dir(place.dir()).unwrap();
     let (code, message) = told(&place.mount(&[]).output().unwrap());
     assert_eq!(code, 32);
-    assert!(message.contains("create the directory first"), "{message}");
+    assert!(message.contains("must be an existing directory"), "{message}");
     fs::write(place.dir(), "").unwrap();
     let (code, message) = told(&place.mount(&[]).output().unwrap());
     assert_eq!(code, 32);
