@@ -230,7 +230,7 @@ impl Tree {
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => {
-                let (text, base) = self.answer(&conversation)?;
+                let (text, base) = self.answer(&conversation, offset)?;
                 Ok(Reply::Now(slice(text.as_bytes(), offset.saturating_sub(base), size)))
             }
             Handle::Stored(file) => {

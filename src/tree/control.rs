@@ -56,11 +56,10 @@ impl Tree {
             Ok(line) => line,
             Err(error) => return Err(self.refused(&conversation.node, caller, bytes, error)),
         };
-        let base = offset + bytes.len() as u64;
         let mut last = conversation.last.lock();
         if let Some(last) = &mut *last {
             if last.line == line {
-                last.base = base;
+                last.base = None;
                 return answer(last.outcome.clone(), written);
             }
             if last.outcome.end().is_none() {
@@ -69,7 +68,7 @@ impl Tree {
             }
         }
         let outcome = self.carry_out(&conversation.node, line, nonblock, caller);
-        *last = Some(Command { line: line.to_owned(), base, outcome: outcome.clone() });
+        *last = Some(Command { line: line.to_owned(), base: None, outcome: outcome.clone() });
         answer(outcome, written)
     }
 
@@ -109,10 +108,11 @@ impl Tree {
         Outcome::Settled(settled)
     }
 
-    /// What a read of a control file gives, and where it begins: the answer on this descriptor, else the last result.
-    pub(super) fn answer(&self, conversation: &Conversation) -> Result<(String, u64), Error> {
-        if let Some(last) = &*conversation.last.lock() {
-            return Ok((last.outcome.text(), last.base));
+    /// What a read of a control file at `offset` gives, and where its text begins: the answer on this descriptor, else
+    /// the last result.
+    pub(super) fn answer(&self, conversation: &Conversation, offset: u64) -> Result<(String, u64), Error> {
+        if let Some(last) = &mut *conversation.last.lock() {
+            return Ok((last.outcome.text(), *last.base.get_or_insert(offset)));
         }
         Ok((String::from_utf8_lossy(&self.text(&conversation.node)?).into_owned(), 0))
     }

@@ -37,8 +37,9 @@ pub(super) struct Conversation {
 pub(super) struct Command {
     /// What was written: the same again is the same command, because clients re-send after EINTR and after an error.
     pub(super) line: String,
-    /// Where the file position stands after the write; a read begins there.
-    pub(super) base: u64,
+    /// Where the first read after the write began: the file position moves with a write that succeeds and stays with one
+    /// that fails, and a program may also read from the start.
+    pub(super) base: Option<u64>,
     pub(super) outcome: Outcome,
 }
 
