@@ -41,7 +41,7 @@ impl Tree {
     pub fn write(
         &self,
         fh: u64,
-        offset: u64,
+        _offset: u64,
         bytes: &[u8],
         nonblock: bool,
         caller: &Caller,
