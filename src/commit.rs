@@ -4,19 +4,10 @@
 //! got wrong: children are durable before parents, and the name comes last, so that visible means complete.
 
 mod base;
-pub mod changeset;
-mod collect;
-mod cursor;
-pub mod entry;
 mod error;
-pub mod flatten;
 mod hold;
-mod lower;
 mod options;
-pub mod overlay;
-mod pax;
 mod source;
-pub mod tar;
 
 pub use error::Error;
 pub use options::{Error as OptionsError, Options, Pause, TABLE as OPTIONS};
@@ -24,6 +15,7 @@ pub use options::{Error as OptionsError, Options, Pause, TABLE as OPTIONS};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::changeset::{self, escape, tar};
 use crate::engine::{Container, Engine};
 use crate::guard::Guard;
 use crate::image::{Draft, History, LayerWriter, Parent};
@@ -131,10 +123,10 @@ fn capture(
     let mut layer = LayerWriter::new(lease.blob()?, options.compression)?;
     let written = tar::write(&changes, &mut layer, progress, tar::Options { vanished, latest_mtime })?;
     for path in written.torn.iter().chain(&changes.vanished) {
-        progress.log(format!("changed while it was read: /{}", entry::escape(path)));
+        progress.log(format!("changed while it was read: /{}", escape(path)));
     }
     for path in &changes.mounts {
-        progress.log(format!("left out, something is mounted there: /{}", entry::escape(path)));
+        progress.log(format!("left out, something is mounted there: /{}", escape(path)));
     }
     if changes.dropped_xattrs > 0 {
         progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));

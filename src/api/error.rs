@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::commit::changeset;
+use crate::changeset;
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
 use crate::{commit, engine, guard, image, store};

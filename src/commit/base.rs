@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Map, Value, json};
 
-use crate::commit::{Context, Error, flatten, source, tar};
+use crate::changeset::{self, tar};
+use crate::commit::{Context, Error, source};
 use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
 use crate::image::{self, Compression, Layer, LayerWriter, Parent};
 use crate::oci::Descriptor;
@@ -87,11 +88,11 @@ impl Importer<'_> {
     }
 
     fn lowers(&self, overlay: &Overlay) -> Result<Layer, Error> {
-        let fingerprint = flatten::fingerprint(&overlay.lower, self.progress)?.hex();
+        let fingerprint = changeset::fingerprint(&overlay.lower, self.progress)?.hex();
         if let Some(known) = self.known(BY_FINGERPRINT, &fingerprint)? {
             return Ok(known);
         }
-        let changes = flatten::flatten(&overlay.lower, source::namespace(overlay), self.progress)?;
+        let changes = changeset::flatten(&overlay.lower, source::namespace(overlay), self.progress)?;
         let mut writer = LayerWriter::new(self.lease.blob()?, self.compression)?;
         tar::write(&changes, &mut writer, self.progress, tar::Options::default())?;
         let layer = writer.finish()?;

@@ -1,6 +1,6 @@
 //! Why a commit failed: which step, on what, why.
 
-use crate::commit::{changeset, tar};
+use crate::changeset::{self, tar};
 use crate::oci::{DiffId, ImageName};
 use crate::progress::Cancelled;
 use crate::{engine, guard, image, store};

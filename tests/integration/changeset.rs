@@ -5,8 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use snapfs::commit::changeset::{Changes, Error, Kind, Namespace, Source, escape, scan};
-use snapfs::commit::flatten::{fingerprint, flatten};
+use snapfs::changeset::{Changes, Error, Kind, Namespace, Source, escape, scan};
+use snapfs::changeset::{fingerprint, flatten};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{
@@ -16,7 +16,7 @@ use crate::harness::rootfs::{
 
 /// One line an entry: `D`, `A` or `C` as in the `changes` file, its type, its path, and what it links to.
 fn lines(changes: &Changes) -> Vec<String> {
-    let line = |entry: &snapfs::commit::changeset::Entry| {
+    let line = |entry: &snapfs::changeset::Entry| {
         let kind = match &entry.kind {
             Kind::Whiteout => return format!("D /{}", escape(&entry.path)),
             Kind::Directory => "dir",
@@ -391,7 +391,7 @@ fn a_tree_ten_thousand_deep_is_walked_with_few_descriptors() {
     let found = scan(&source, &[], &Progress::new()).unwrap();
     assert_eq!(found.entries.len(), 1 + 2 * 10_000);
     let mut out = std::io::sink();
-    let written = snapfs::commit::tar::write(&found, &mut out, &Progress::new(), Default::default()).unwrap();
+    let written = snapfs::changeset::tar::write(&found, &mut out, &Progress::new(), Default::default()).unwrap();
     assert_eq!(written.files, 1 + 2 * 10_000);
     assert_eq!(flatten(&[below], Namespace::Trusted, &Progress::new()).unwrap().entries.len(), 1 + 2 * 10_000);
 }

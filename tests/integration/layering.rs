@@ -109,6 +109,7 @@ fn only_their_room_names_the_outside_world() {
         ("rustix::", &["sys"]),
         ("libc::", &["sys"]),
         ("zstd::", &["image"]),
+        ("::tar::", &["changeset"]),
         ("clap::", &["cli"]),
         ("anyhow::", &["main"]),
     ];

@@ -15,9 +15,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{XattrFlags, lgetxattr, llistxattr, lremovexattr, lsetxattr};
-use snapfs::commit::changeset::{Changes, Namespace, Source, scan};
-use snapfs::commit::flatten::flatten;
-use snapfs::commit::tar::{self, Options};
+use snapfs::changeset::flatten;
+use snapfs::changeset::tar::{self, Options};
+use snapfs::changeset::{Changes, Namespace, Source, scan};
 use snapfs::oci::{Digest, canonical_json};
 use snapfs::progress::Progress;
 

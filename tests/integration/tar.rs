@@ -10,9 +10,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::RenameFlags;
-use snapfs::commit::changeset::{Namespace, Source, scan};
-use snapfs::commit::flatten::flatten;
-use snapfs::commit::tar::{self, Options, Vanished, Written};
+use snapfs::changeset::flatten;
+use snapfs::changeset::tar::{self, Options, Vanished, Written};
+use snapfs::changeset::{Namespace, Source, scan};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{

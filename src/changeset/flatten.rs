@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::commit::changeset::Namespace;
-use crate::commit::collect::{Collector, Error, look};
-use crate::commit::cursor::{Cursor, join};
-use crate::commit::entry::Changes;
-use crate::commit::lower::{Found, Lower, Part, open};
+use crate::changeset::Namespace;
+use crate::changeset::collect::{Collector, Error, look};
+use crate::changeset::cursor::{Cursor, join};
+use crate::changeset::entry::Changes;
+use crate::changeset::lower::{Found, Lower, Part, open};
 use crate::oci::{Digest, Hasher};
 use crate::progress::Progress;
 use crate::sys::dir::{Dir, FileType, Stat};

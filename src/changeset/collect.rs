@@ -5,9 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::commit::cursor::{join, split};
-use crate::commit::entry::{Changes, Entry, Kind, Metadata, escape};
-use crate::commit::overlay::{Namespace, Xattrs, sort};
+use crate::changeset::cursor::{join, split};
+use crate::changeset::entry::{Changes, Entry, Kind, Metadata, escape};
+use crate::changeset::overlay::{Namespace, Xattrs, sort};
 use crate::progress::{Cancelled, Progress};
 use crate::sys::dir::{Device, Dir, FileType, Node, Stat};
 use crate::sys::xattr;

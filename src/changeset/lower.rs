@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::commit::collect::{Error, Seen, look};
-use crate::commit::cursor::{Cursor, join};
-use crate::commit::overlay::Namespace;
+use crate::changeset::collect::{Error, Seen, look};
+use crate::changeset::cursor::{Cursor, join};
+use crate::changeset::overlay::Namespace;
 use crate::sys::dir::{Dir, FileType, Name, Stat, is_gone};
 use crate::sys::xattr;
 

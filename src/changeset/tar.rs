@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use ::tar::{EntryType, Header};
 
-use crate::commit::collect::whiteout_path;
-use crate::commit::cursor::{Cursor, split};
-use crate::commit::entry::{Changes, Entry, Kind, escape};
-use crate::commit::pax::{Records, decimal};
+use crate::changeset::collect::whiteout_path;
+use crate::changeset::cursor::{Cursor, split};
+use crate::changeset::entry::{Changes, Entry, Kind, escape};
+use crate::changeset::pax::{Records, decimal};
 use crate::progress::{Cancelled, Progress};
 use crate::sys::dir::{Time, is_gone, next_data, stat_file};
 

@@ -7,7 +7,7 @@ use crate::sys::dir::{Device, Dir, Stat, Time};
 
 /// What the image specification (`layer.md`) calls a changeset: the paths added, modified and deleted.
 ///
-/// It describes the files and does not hold their content: [`tar::write`](crate::commit::tar::write) reads that through
+/// It describes the files and does not hold their content: [`tar::write`](crate::changeset::tar::write) reads that through
 /// the directory handles kept here.
 #[derive(Debug)]
 pub struct Changes {

@@ -22,15 +22,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
-use crate::commit::collect::{Collector, Seen, look};
-use crate::commit::cursor::{Cursor, join, split};
-use crate::commit::lower::{Found, Lower, Part, is_whiteout_device, is_xattr_whiteout, open};
+use crate::changeset::collect::{Collector, Seen, look};
+use crate::changeset::cursor::{Cursor, join, split};
+use crate::changeset::lower::{Found, Lower, Part, is_whiteout_device, is_xattr_whiteout, open};
+use crate::changeset::{Changes, Error, Namespace};
 use crate::progress::Progress;
 use crate::sys::dir::{Device, Dir, FileType, Name, is_gone, is_mount};
-
-pub use crate::commit::collect::Error;
-pub use crate::commit::entry::{Changes, Entry, Kind, Metadata, escape};
-pub use crate::commit::overlay::Namespace;
 
 /// Directories of the upper and of the merged tree held open.
 const KEEP: usize = 32;
