@@ -47,7 +47,7 @@ test: need-rust need-root
 	@tests/stage 'lab' tests/lab/build
 	@# The last stage says by itself how long it took: its summary closes the run.
 	@printf '\n==> integration tests, in the lab\n'
-	@SNAPFS_TEST_REQUIRE=root,fuse,lab $(runner)="$(CURDIR)/tests/lab/enter" \
+	@PROPTEST_CASES=$${PROPTEST_CASES-200} SNAPFS_TEST_REQUIRE=root,fuse,lab $(runner)="$(CURDIR)/tests/lab/enter" \
 		$(CARGO) test --test integration --locked
 
 ## demo        a session with snapfs in the lab, with its real output
