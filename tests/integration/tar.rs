@@ -173,6 +173,14 @@ fn a_file_that_vanishes_is_an_error_if_frozen_and_left_out_if_live() {
     assert_eq!(found["victim"].content.len(), 4 << 20);
 }
 
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// T-01 of the threat model: a directory and a symbolic link to outside change places all the time.
 #[test]
 fn a_directory_swapped_for_a_link_never_leads_outside() {
@@ -195,6 +203,7 @@ fn a_directory_swapped_for_a_link_never_leads_outside() {
             }
             swaps
         });
+        let _stop = StopAtEnd(&stop); // also when an assertion fails
         for _ in 0..200 {
             let changes = scan(&Source::Directory(root.clone()), &[], &Progress::new()).unwrap();
             let mut bytes = Vec::new();
