@@ -6,6 +6,7 @@ pub(crate) mod engine;
 pub(crate) mod hung_fuse;
 pub(crate) mod image;
 pub(crate) mod rootfs;
+pub(crate) mod world;
 
 use std::path::Path;
 
