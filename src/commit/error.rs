@@ -22,10 +22,10 @@ pub enum Error {
     Freeze(#[from] guard::Error),
     /// The container's files could not be walked.
     #[error(transparent)]
-    Changes(#[from] changeset::Error),
+    Changes(changeset::Error),
     /// A file could not be read into the layer.
     #[error(transparent)]
-    Tar(#[from] tar::Error),
+    Tar(tar::Error),
     /// The image could not be built.
     #[error(transparent)]
     Image(#[from] image::Error),
@@ -52,4 +52,24 @@ pub enum Error {
     /// It was asked to stop.
     #[error("the commit was cancelled; nothing of it was kept")]
     Cancelled(#[from] Cancelled),
+}
+
+// Whichever step notices that it was asked to stop, the commit was cancelled.
+
+impl From<changeset::Error> for Error {
+    fn from(error: changeset::Error) -> Error {
+        match error {
+            changeset::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            error => Error::Changes(error),
+        }
+    }
+}
+
+impl From<tar::Error> for Error {
+    fn from(error: tar::Error) -> Error {
+        match error {
+            tar::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            error => Error::Tar(error),
+        }
+    }
 }
