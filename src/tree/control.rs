@@ -127,7 +127,7 @@ impl Tree {
 fn subject(node: &Node) -> Option<(String, &'static str)> {
     match node {
         Node::ContainerFile(key, file) => Some((key.to_string(), file.name())),
-        Node::ImageFile(key, file) => Some((key.name.to_string(), file.name())),
+        Node::ImageFile(key, file) => Some((key.subject(), file.name())),
         _ => None,
     }
 }

@@ -28,7 +28,10 @@ fn a_line_is_a_command_and_its_answer_is_the_commits() {
         (b"three\r\n", "three"),
         (b"  four  ", "four"),
         (b"registry.example:5000/team/web:1.0\n", "registry.example:5000/team/web:1.0"),
-        (b"six message='it said \"no\"' description=\"a 'b'\" label.env=prod\\ 1 annotation.org.example=x\\=y\n", "six"),
+        (
+            b"six message='it said \"no\"' description=\"a 'b'\" label.env=prod\\ 1 annotation.org.example=x\\=y\n",
+            "six",
+        ),
     ];
     for (count, (line, name)) in lines.into_iter().enumerate() {
         let open = world.open(COMMIT).unwrap();

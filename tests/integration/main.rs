@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]
-
 // clippy.toml exempts test functions; here every function is one's helper.
 #![allow(clippy::unwrap_used)]
 

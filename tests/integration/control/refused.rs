@@ -210,7 +210,8 @@ fn an_engine_that_fails_and_a_base_that_lies() {
     world.change(|engine| engine.set_failing(false));
 
     let tar = b"no tar, but bytes".to_vec();
-    let config = serde_json::to_vec(&serde_json::json!({ "rootfs": { "diff_ids": [] }, "history": [1, 2, 3] })).unwrap();
+    let config =
+        serde_json::to_vec(&serde_json::json!({ "rootfs": { "diff_ids": [] }, "history": [1, 2, 3] })).unwrap();
     world.engine.set_base_image_with("web", "base", config, vec![tar]);
     let error = world.commit("web", "img").unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io);

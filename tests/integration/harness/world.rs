@@ -16,7 +16,7 @@ use snapfs::guard::Guard;
 use snapfs::oci::Digest;
 use snapfs::store::{Backend, DirBackend, Store};
 use snapfs::sys::clock::Clock;
-use snapfs::tree::{Access, Attr, Caller, Change, Error, Opened, Reply, Tree};
+use snapfs::tree::{Access, Attr, Caller, Change, Error, Kind, Opened, Reply, Tree};
 use tempfile::TempDir;
 
 use crate::harness::cgroup::{Group, is_root, versions, wait_for};
@@ -195,10 +195,18 @@ impl World {
 
     /// The inode number of a path, which is looked up component by component.
     pub(crate) fn ino(&self, path: &str) -> Result<u64, Error> {
-        let names = path.split('/').filter(|name| !name.is_empty());
+        let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
         let mut ino = 1;
-        for name in names {
-            ino = self.tree.lookup(ino, name.as_ref())?.ino;
+        while let Some(name) = names.next() {
+            let found = self.tree.lookup(ino, name.as_ref())?;
+            // `jobs/last/…`: the only links on the way to something lead to what is beside them.
+            ino = match found.kind {
+                Kind::Symlink if names.peek().is_some() => {
+                    let target = std::ffi::OsString::from_vec(self.tree.read_link(found.ino)?);
+                    self.tree.lookup(ino, &target)?.ino
+                }
+                _ => found.ino,
+            };
         }
         Ok(ino)
     }
