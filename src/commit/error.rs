@@ -1,16 +1,13 @@
 //! Why a commit failed: which step, on what, why.
 
 use crate::commit::{changeset, tar};
-use crate::oci::{DiffId, ImageName};
+use crate::oci::DiffId;
 use crate::progress::Cancelled;
 use crate::{engine, guard, image, store};
 
 /// Why a commit failed. Nothing of it is visible, and the container runs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// `create` was asked for.
-    #[error("the image {0} exists, and create was asked for; leave create out to move the name, or take another")]
-    Exists(ImageName),
     /// It was stopped when the commit began, and runs.
     #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
     Started(String),
