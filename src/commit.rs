@@ -49,9 +49,9 @@ pub fn commit(
     progress: &Progress,
 ) -> Result<Descriptor, Error> {
     let Context { store, clock, .. } = context;
-    if options.create && store.record(&options.name).is_some() {
-        return Err(Error::Exists(options.name.clone()));
-    }
+    let replace = if options.create { Replace::Refused } else { Replace::Allowed };
+    // Nobody's container stands still for a name that cannot be had.
+    store.check_free(&options.name, replace)?;
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
     progress.enter("base");
@@ -77,7 +77,6 @@ pub fn commit(
     progress.check()?;
     let labels = options.labels.clone();
     let record = Record { kind: Some(KIND.to_owned()), labels, ..Record::new(manifest.clone(), clock.now()) };
-    let replace = if options.create { Replace::Refused } else { Replace::Allowed };
     // The commit point.
     store.tag(&lease, &options.name, record, replace)?;
     Ok(manifest)

@@ -28,7 +28,7 @@ use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
 use crate::api::{ImageName, Snapfs};
-use handle::{Conversation, Handle, Handles};
+use handle::{Conversation, Handle, Handles, slice};
 use inode::Inodes;
 use node::Node;
 
@@ -180,7 +180,7 @@ impl Tree {
     pub fn open(&self, ino: u64, access: Access, caller: &Caller) -> Result<Opened, Error> {
         let node = self.node(ino)?;
         if node.is_control() {
-            let conversation = Conversation { node, opener: *caller, last: Mutex::new(None) };
+            let conversation = Conversation { node, opener: *caller, talk: Mutex::default() };
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
             return Ok(Opened::Control { fh });
         }
@@ -229,10 +229,7 @@ impl Tree {
                 let ended = job.state().is_terminal();
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
-            Handle::Control(conversation) => {
-                let (text, base) = self.answer(&conversation, offset)?;
-                Ok(Reply::Now(slice(text.as_bytes(), offset.saturating_sub(base), size)))
-            }
+            Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -259,7 +256,7 @@ impl Tree {
             Handle::Coming(coming) => coming.get().is_some(),
             Handle::Wait(job) => job.state().is_terminal(),
             Handle::Control(conversation) => {
-                conversation.last.lock().as_ref().is_none_or(|last| last.outcome.end().is_some())
+                conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
             Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
         };
@@ -483,12 +480,6 @@ fn mode(node: &Node) -> u16 {
             Kind::Symlink => 0o777,
         },
     }
-}
-
-fn slice(text: &[u8], offset: u64, size: u32) -> Vec<u8> {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
-    let end = start.saturating_add(size as usize).min(text.len());
-    text[start..end].to_vec()
 }
 
 /// The answer if it is there, else the promise of it.

@@ -169,7 +169,6 @@ fn options_kind(error: &commit::OptionsError) -> ErrorKind {
 fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
-        E::Exists(_) => ErrorKind::Exists,
         E::Started(_) => ErrorKind::Busy,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),

@@ -19,6 +19,13 @@ pub struct ImageKey {
     pub manifest: Descriptor,
 }
 
+impl ImageKey {
+    /// Under which last words are kept: no container has it, whatever the image is called.
+    pub fn subject(&self) -> String {
+        format!("images/{}", self.name)
+    }
+}
+
 /// One entry of a directory of images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageEntry {
@@ -114,7 +121,7 @@ impl Snapfs {
     /// One more name for the same image.
     pub fn tag_image(&self, key: &ImageKey, line: &str, uid: u32) -> Result<String, Error> {
         let tagged = self.tag(key, line);
-        self.record(key.name.as_str(), &format!("tag {line}"), uid, None, &tagged);
+        self.record(&key.subject(), &format!("tag {line}"), uid, None, &tagged);
         tagged
     }
 

@@ -1,16 +1,13 @@
 //! Why a commit failed: which step, on what, why.
 
 use crate::changeset::{self, tar};
-use crate::oci::{DiffId, ImageName};
+use crate::oci::DiffId;
 use crate::progress::Cancelled;
 use crate::{engine, guard, image, store};
 
 /// Why a commit failed. Nothing of it is visible, and the container runs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// `create` was asked for.
-    #[error("the image {0} exists, and create was asked for; leave create out to move the name, or take another")]
-    Exists(ImageName),
     /// It was stopped when the commit began, and runs.
     #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
     Started(String),
@@ -22,10 +19,10 @@ pub enum Error {
     Freeze(#[from] guard::Error),
     /// The container's files could not be walked.
     #[error(transparent)]
-    Changes(#[from] changeset::Error),
+    Changes(changeset::Error),
     /// A file could not be read into the layer.
     #[error(transparent)]
-    Tar(#[from] tar::Error),
+    Tar(tar::Error),
     /// The image could not be built.
     #[error(transparent)]
     Image(#[from] image::Error),
@@ -52,4 +49,24 @@ pub enum Error {
     /// It was asked to stop.
     #[error("the commit was cancelled; nothing of it was kept")]
     Cancelled(#[from] Cancelled),
+}
+
+// Whichever step notices that it was asked to stop, the commit was cancelled.
+
+impl From<changeset::Error> for Error {
+    fn from(error: changeset::Error) -> Error {
+        match error {
+            changeset::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            error => Error::Changes(error),
+        }
+    }
+}
+
+impl From<tar::Error> for Error {
+    fn from(error: tar::Error) -> Error {
+        match error {
+            tar::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            error => Error::Tar(error),
+        }
+    }
 }

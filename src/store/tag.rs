@@ -66,6 +66,13 @@ impl Store {
         Ok(record)
     }
 
+    /// Whether an image could be given this name now; [`tag`](Self::tag) asks again.
+    ///
+    /// Errors: the name is taken, or in conflict.
+    pub fn check_free(&self, name: &ImageName, replace: Replace) -> Result<(), Error> {
+        self.0.require_free(name, replace)
+    }
+
     /// Move a name: one atomic step, in which an image named `to` is replaced if that is allowed.
     ///
     /// Errors: there is no `from`, `to` is taken or in conflict, or the disk fails; then both stand for what they did.

@@ -3,7 +3,7 @@
 use crate::api::{Error, ErrorKind, Verb};
 use crate::tree::attr::Caller;
 use crate::tree::file::{ContainerFile, ImageFile};
-use crate::tree::handle::{Command, Conversation, Handle, Outcome};
+use crate::tree::handle::{Command, Conversation, Handle, Outcome, Talk};
 use crate::tree::node::Node;
 use crate::tree::{Reply, Tree, wait_for};
 
@@ -37,7 +37,7 @@ A name with a tag holds a colon, at which skopeo and umoci split paths: use imag
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset does not matter, but for where a read of the same descriptor begins.
+    /// The offset does not matter.
     pub fn write(
         &self,
         fh: u64,
@@ -50,25 +50,31 @@ impl Tree {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
         };
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.check_writer(&conversation, caller)?;
-        let line = match line(bytes) {
+        let refused = |error| self.refused(&conversation.node, caller, bytes, error);
+        self.check_writer(&conversation, caller).map_err(refused)?;
+        let line = line(bytes);
+        let mut talk = conversation.talk.lock();
+        talk.answer.forget();
+        let sent = match &line {
             Ok("") => return Ok(Reply::Now(written)),
-            Ok(line) => line,
-            Err(error) => return Err(self.refused(&conversation.node, caller, bytes, error)),
+            Ok(line) => line.as_bytes(),
+            Err(_) => bytes,
         };
-        let mut last = conversation.last.lock();
-        if let Some(last) = &mut *last {
-            if last.line == line {
-                last.base = None;
+        if let Some(last) = &talk.last {
+            if last.sent == sent {
                 return answer(last.outcome.clone(), written);
             }
             if last.outcome.end().is_none() {
-                let busy = format!("{:?} is still being carried out on this descriptor; open the file anew", last.line);
-                return Err(Error::new(ErrorKind::Busy, busy));
+                let running = String::from_utf8_lossy(&last.sent);
+                let busy = format!("{running:?} is still being carried out on this descriptor; open the file anew");
+                return Err(refused(Error::new(ErrorKind::Busy, busy)));
             }
         }
-        let outcome = self.carry_out(&conversation.node, line, nonblock, caller);
-        *last = Some(Command { line: line.to_owned(), base: None, outcome: outcome.clone() });
+        let outcome = match line {
+            Ok(line) => self.carry_out(&conversation.node, line, nonblock, caller),
+            Err(error) => Outcome::Settled(Err(refused(error))),
+        };
+        talk.last = Some(Command { sent: sent.to_vec(), outcome: outcome.clone() });
         answer(outcome, written)
     }
 
@@ -108,20 +114,20 @@ impl Tree {
         Outcome::Settled(settled)
     }
 
-    /// What a read of a control file at `offset` gives, and where its text begins: the answer on this descriptor, else
-    /// the last result.
-    pub(super) fn answer(&self, conversation: &Conversation, offset: u64) -> Result<(String, u64), Error> {
-        if let Some(last) = &mut *conversation.last.lock() {
-            return Ok((last.outcome.text(), *last.base.get_or_insert(offset)));
-        }
-        Ok((String::from_utf8_lossy(&self.text(&conversation.node)?).into_owned(), 0))
+    /// What a read of a control file gives: the answer on this descriptor, else the last result.
+    pub(super) fn answer(&self, conversation: &Conversation, offset: u64, size: u32) -> Result<Vec<u8>, Error> {
+        let Talk { last, answer } = &mut *conversation.talk.lock();
+        answer.read(offset, size, || match last {
+            Some(last) => Ok(last.outcome.text().into_bytes()),
+            None => self.text(&conversation.node),
+        })
     }
 }
 
 fn subject(node: &Node) -> Option<(String, &'static str)> {
     match node {
         Node::ContainerFile(key, file) => Some((key.to_string(), file.name())),
-        Node::ImageFile(key, file) => Some((key.name.to_string(), file.name())),
+        Node::ImageFile(key, file) => Some((key.subject(), file.name())),
         _ => None,
     }
 }

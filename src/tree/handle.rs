@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use crate::api::{Error, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
 use crate::tree::node::Node;
@@ -24,23 +26,77 @@ pub(super) enum Handle {
     Listing(Arc<[DirEntry]>),
 }
 
-/// An open control file: who opened it, and the last command on it.
+/// An open control file: who opened it, and what was said on it.
 #[derive(Debug)]
 pub(super) struct Conversation {
     pub(super) node: Node,
     pub(super) opener: Caller,
-    pub(super) last: parking_lot::Mutex<Option<Command>>,
+    pub(super) talk: Mutex<Talk>,
+}
+
+/// The last command on an open control file, and what was read of its answer.
+#[derive(Debug, Default)]
+pub(super) struct Talk {
+    pub(super) last: Option<Command>,
+    pub(super) answer: Answer,
 }
 
 /// One command on an open control file.
 #[derive(Debug, Clone)]
 pub(super) struct Command {
-    /// What was written: the same again is the same command, because clients re-send after EINTR and after an error.
-    pub(super) line: String,
-    /// Where the first read after the write began: the file position moves with a write that succeeds and stays with one
-    /// that fails, and a program may also read from the start.
-    pub(super) base: Option<u64>,
+    /// The line, or the bytes that are none: the same again is the same command, because clients re-send after EINTR and
+    /// after an error.
+    pub(super) sent: Vec<u8>,
     pub(super) outcome: Outcome,
+}
+
+/// An answer as it is being read: one text from its beginning to its end, although the job goes on meanwhile.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Where it begins; `None` if wherever the next read does.
+    begins: Option<u64>,
+    text: Option<Vec<u8>>,
+}
+
+impl Default for Answer {
+    /// Nothing was written: the file is read like any other.
+    fn default() -> Answer {
+        Answer { begins: Some(0), text: None }
+    }
+}
+
+impl Answer {
+    /// Something was written. The file position has moved past it if that succeeded, and not if it failed or was
+    /// interrupted, which nobody tells us: the next read shows where it stands.
+    pub(super) fn forget(&mut self) {
+        *self = Answer { begins: None, text: None };
+    }
+
+    /// Up to `size` bytes at `offset` of the text that `make` made when the reading began. Reading its first byte, or
+    /// seeking to before it, begins anew.
+    pub(super) fn read(
+        &mut self,
+        offset: u64,
+        size: u32,
+        make: impl FnOnce() -> Result<Vec<u8>, Error>,
+    ) -> Result<Vec<u8>, Error> {
+        let begins = self.begins.map_or(offset, |begins| begins.min(offset));
+        let text = match self.text.take() {
+            Some(text) if offset > begins => text,
+            _ => make()?,
+        };
+        self.begins = Some(begins);
+        let piece = slice(&text, offset - begins, size);
+        self.text = Some(text);
+        Ok(piece)
+    }
+}
+
+/// Up to `size` bytes of `text` at `offset`.
+pub(super) fn slice(text: &[u8], offset: u64, size: u32) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+    let end = start.saturating_add(size as usize).min(text.len());
+    text[start..end].to_vec()
 }
 
 /// What became of a command.

@@ -93,8 +93,8 @@ pub(super) fn text(api: &Snapfs, key: &ImageKey, file: ImageFile) -> Result<Vec<
         ImageFile::Created => line(image.created.as_deref().unwrap_or_default()),
         ImageFile::Parent => line(image.parent().unwrap_or_default()),
         ImageFile::Kind => line(image.kind()),
-        ImageFile::Tag => Ok(api.last_result(key.name.as_str()).into_bytes()),
-        ImageFile::LastError => Ok(api.last_error(key.name.as_str()).into_bytes()),
+        ImageFile::Tag => Ok(api.last_result(&key.subject()).into_bytes()),
+        ImageFile::LastError => Ok(api.last_error(&key.subject()).into_bytes()),
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod hung_fuse;
 pub(crate) mod image;
 pub(crate) mod mount;
 pub(crate) mod rootfs;
+pub(crate) mod world;
 
 use std::path::Path;
 

@@ -11,6 +11,12 @@ mod harness;
 mod crash_store;
 // What a container changed, on real overlay mounts.
 mod changeset;
+// What an image of a commit consists of.
+mod commit;
+// Control files: every rule of docs/interface.md, on the tree.
+mod control;
+// A whole commit stopped after every operation of its store, and with every one of them failing.
+mod crash_commit;
 // docs/interface.md against the tables in the code.
 mod docs;
 // What every engine must do, done to the fake, to recorded state and, in the lab, to the real ones.
@@ -27,3 +33,5 @@ mod mount;
 mod roundtrip;
 // The bytes of a layer.
 mod tar;
+// What the tree shows, file by file, and against a model.
+mod tree;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use snapfs::engine::{
     self, BaseImage, BaseLayer, CgroupPaths, Container, Engine, Init, Inventory, Overlay, RootFs, Status, TRUSTED,
@@ -18,6 +18,7 @@ pub(crate) struct FakeEngine {
     name: &'static str,
     directory: Arc<TempDir>,
     state: Arc<Mutex<State>>,
+    gate: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +38,8 @@ struct Fake {
 impl FakeEngine {
     /// An engine without containers.
     pub(crate) fn new(name: &'static str) -> FakeEngine {
-        FakeEngine { name, directory: Arc::new(tempfile::tempdir().unwrap()), state: Arc::default() }
+        let directory = Arc::new(crate::harness::rootfs::scratch());
+        FakeEngine { name, directory, state: Arc::default(), gate: Arc::default() }
     }
 
     /// A created container with the id `NAME-id`, an `overlay` root of empty directories, and a spec.
@@ -109,15 +111,24 @@ impl FakeEngine {
 
     /// It was started from an image that has these tars for layers, bottom first.
     pub(crate) fn set_base_image(&self, name: &str, image: &str, tars: Vec<Vec<u8>>) {
-        let image = BaseImage {
-            name: Some(image.to_owned()),
-            config: config_of(&tars),
-            layers: tars.into_iter().map(layer_of).collect(),
-        };
+        let config = config_of(&tars);
+        self.set_base_image_with(name, image, config, tars);
+    }
+
+    /// The same, with a configuration of the test's own.
+    pub(crate) fn set_base_image_with(&self, name: &str, image: &str, config: Vec<u8>, tars: Vec<Vec<u8>>) {
+        let layers = tars.into_iter().map(layer_of).collect();
+        let image = BaseImage { name: Some(image.to_owned()), config, layers };
         self.with(name, |fake| {
             fake.container.image.clone_from(&image.name);
             fake.image = Some(image);
         });
+    }
+
+    /// Until the result is dropped, whoever asks for a base image waits: a commit stands still before it has begun to
+    /// hold the container.
+    pub(crate) fn hold_up(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap()
     }
 
     /// From now on every question is answered with an error, or no longer.
@@ -163,7 +174,10 @@ impl Engine for FakeEngine {
     }
 
     fn base_image(&self, container: &Container) -> Result<Option<BaseImage>, engine::Error> {
-        Ok(self.ask_about("base_image", container)?.image)
+        let image = self.ask_about("base_image", container)?.image;
+        // A test that failed while it held others up has said so already.
+        let _waited = self.gate.lock();
+        Ok(image)
     }
 
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, engine::Error> {

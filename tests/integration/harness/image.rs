@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 
-use serde_json::json;
-use snapfs::oci::{Descriptor, Digest, ImageName, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST};
+use serde_json::{Value, json};
+use snapfs::oci::{
+    Descriptor, DiffId, Digest, ImageName, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_LAYER_GZIP,
+    MEDIA_TYPE_LAYER_ZSTD, MEDIA_TYPE_MANIFEST,
+};
 use snapfs::store::{DOCUMENT_LIMIT, Error, Lease, Record, Replace, Store};
 use snapfs::sys::clock::Clock;
 
@@ -68,4 +71,78 @@ pub(crate) fn verify(store: &Store, record: &Record) -> BTreeSet<Digest> {
         blobs.insert(child.digest);
     }
     blobs
+}
+
+/// An image of a commit, read by other code than the product's.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) manifest: Value,
+    pub(crate) config: Value,
+    /// The layers' tars, bottom first.
+    pub(crate) tars: Vec<Vec<u8>>,
+    pub(crate) blobs: BTreeSet<Digest>,
+}
+
+/// Read a whole image, and hold every blob against its digest and its length, and every layer, unpacked, against its
+/// diff id. The history tells of as many layers as there are.
+pub(crate) fn read_whole(store: &Store, record: &Record) -> Whole {
+    let blob = |descriptor: &Value| {
+        let descriptor: Descriptor = serde_json::from_value(descriptor.clone()).unwrap();
+        let mut bytes = Vec::new();
+        store.open_blob(&descriptor.digest).unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!((Digest::of(&bytes), bytes.len() as u64), (descriptor.digest, descriptor.size));
+        bytes
+    };
+    let manifest: Value = serde_json::from_slice(&blob(&json!(record.manifest))).unwrap();
+    assert_eq!(manifest["mediaType"], MEDIA_TYPE_MANIFEST);
+    assert_eq!(manifest["config"]["mediaType"], MEDIA_TYPE_CONFIG);
+    let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let tars: Vec<Vec<u8>> =
+        layers.iter().map(|layer| unpack(layer["mediaType"].as_str().unwrap(), &blob(layer))).collect();
+    let diff_ids: Vec<DiffId> = tars.iter().map(|tar| DiffId::of(tar)).collect();
+    assert_eq!(config["rootfs"]["diff_ids"], json!(diff_ids));
+    let made = config["history"].as_array().unwrap().iter().filter(|entry| entry["empty_layer"] != json!(true));
+    assert_eq!(made.count(), layers.len(), "{:#}", config["history"]);
+    Whole { blobs: verify(store, record), manifest, config, tars }
+}
+
+fn unpack(media_type: &str, blob: &[u8]) -> Vec<u8> {
+    match media_type {
+        MEDIA_TYPE_LAYER => blob.to_vec(),
+        MEDIA_TYPE_LAYER_ZSTD => zstd::stream::decode_all(blob).unwrap(),
+        MEDIA_TYPE_LAYER_GZIP => {
+            let mut tar = Vec::new();
+            flate2::read::GzDecoder::new(blob).read_to_end(&mut tar).unwrap();
+            tar
+        }
+        other => panic!("{other} is no layer's media type"),
+    }
+}
+
+impl Whole {
+    /// The paths in one layer, as Rust would print them, with the type flag of their tar headers.
+    pub(crate) fn paths(&self, layer: usize) -> Vec<(String, char)> {
+        let mut archive = tar::Archive::new(&self.tars[layer][..]);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let flag = char::from(entry.header().entry_type().as_byte());
+            (entry.path_bytes().escape_ascii().to_string(), flag)
+        });
+        entries.collect()
+    }
+
+    /// The bytes of a file in one layer.
+    pub(crate) fn file(&self, layer: usize, path: &str) -> Option<Vec<u8>> {
+        let mut archive = tar::Archive::new(&self.tars[layer][..]);
+        let mut found = archive.entries().unwrap().map(Result::unwrap);
+        let mut entry = found.find(|entry| &*entry.path_bytes() == path.as_bytes())?;
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        Some(bytes)
+    }
+
+    pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
+        self.manifest["annotations"][key].as_str()
+    }
 }
