@@ -20,6 +20,8 @@ mod engines;
 mod gc;
 // Freezing, and who thaws when the daemon dies.
 mod guard;
+// What other tools make of the images of real containers.
+mod interop;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // A container's tree, and what independent tools make of its layers.
