@@ -306,7 +306,7 @@ fn drain(signalled: &Receiver<i32>, snapfs: &Snapfs) {
 /// kill would, and the guard thaws.
 fn shut_down(signalled: Receiver<i32>, snapfs: &Snapfs) -> Result<(), Error> {
     spawn("impatience", move || {
-        for signal in signalled.iter().filter(|signal| *signal != SIGHUP) {
+        if let Some(signal) = signalled.iter().find(|signal| *signal != SIGHUP) {
             log::warn!("signal {signal}: leaving jobs behind");
             std::process::exit(EXIT_USAGE.into());
         }

@@ -32,7 +32,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::tree::{self, Attr, Change, Kind, Opened, Reply, Tree};
+use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree};
 
 pub use session::{Error, Options, Session, Target, Unmounter, remount};
 
@@ -112,7 +112,9 @@ impl Fuse {
 
 /// The errno of a failure. It is the user's, who finds the sentence in the tree: here it is for debugging only.
 fn failed(operation: &'static str, ino: INodeNo, error: &tree::Error) -> Errno {
-    log::debug!("{operation} of inode {ino}: {error}");
+    // Programs look for files that are not there all the time.
+    let level = if error.kind == ErrorKind::NotFound { log::Level::Trace } else { log::Level::Debug };
+    log::log!(level, "{operation} of inode {ino}: {error}");
     errno::of(error.kind)
 }
 

@@ -261,10 +261,11 @@ fn load_names(disk: &Disk, faults: &mut Vec<Fault>) -> Result<(Names, u64, Optio
     let mut scan = scan(disk)?;
     let mut unread = None;
     for (path, problem) in std::mem::take(&mut scan.bad) {
-        let fault = match problem {
+        let fault = if matches!(problem, Problem::Unreadable { .. }) {
             // Perhaps only for the moment: it stays, and so do all blobs.
-            Problem::Unreadable { .. } => Fault { path: disk.full(&path), problem },
-            _ => set_aside(disk, &path, problem),
+            Fault { path: disk.full(&path), problem }
+        } else {
+            set_aside(disk, &path, problem)
         };
         if !matches!(fault.problem, Problem::Quarantined { .. }) {
             unread = Some(disk.full(&path));

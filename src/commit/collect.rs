@@ -62,6 +62,15 @@ pub enum Error {
         /// `redirect` or `metacopy`.
         mark: &'static str,
     },
+    /// A file with several names, of which only some were changed as far as the upper directory tells: `index=on`.
+    #[error(
+        "/{} has other names that the overlay option index=on keeps equal, outside of what a layer would hold; give it an inode of its own (cp -a, then mv over it) and commit again",
+        escape(path)
+    )]
+    IndexedLink {
+        /// The file.
+        path: Vec<u8>,
+    },
     /// A layer below was itself made with redirects or metadata-only copies.
     #[error(
         "/{} has an overlay {mark} in lower directory {}: such a layer cannot be read by itself; copy the tree out of a mount of it, and use the copy",
@@ -137,6 +146,11 @@ impl<'a> Collector<'a> {
             roots,
         };
         Collector { progress, changes, links: HashMap::new(), path_bytes: 0 }
+    }
+
+    /// Contents will be read beneath `root` too.
+    pub(crate) fn add_root(&mut self, root: Arc<Dir>) {
+        self.changes.roots.push(root);
     }
 
     /// How many entries there are.

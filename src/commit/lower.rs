@@ -1,6 +1,7 @@
 //! [`Lower`]: what the layers below have at a path, by the rules that overlayfs merges them with.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,11 @@ use std::sync::Arc;
 use crate::commit::collect::{Error, Seen, look};
 use crate::commit::cursor::{Cursor, join};
 use crate::commit::overlay::Namespace;
-use crate::sys::dir::{Dir, FileType, Name, is_gone};
+use crate::sys::dir::{Dir, FileType, Name, Stat, is_gone};
 use crate::sys::xattr;
 
-/// Directories held open in each layer; there may be hundreds of layers.
-const KEEP: usize = 4;
+/// Directories held open in all layers together; there may be hundreds of layers.
+const KEEP: usize = 512;
 
 /// A stack of lower directories, top first.
 #[derive(Debug)]
@@ -44,9 +45,9 @@ pub(crate) enum Found {
 impl Lower {
     /// Layers whose root directories are `roots`, top first; `paths` are their names for messages.
     pub(crate) fn new(paths: &[PathBuf], roots: &[Arc<Dir>], namespace: Namespace) -> Lower {
-        let layers =
-            paths.iter().zip(roots).map(|(path, root)| (path.clone(), Cursor::new(root.clone(), KEEP))).collect();
-        Lower { layers, namespace }
+        let keep = (KEEP / paths.len().max(1)).clamp(2, 32);
+        let layers = paths.iter().zip(roots).map(|(path, root)| (path.clone(), Cursor::new(root.clone(), keep)));
+        Lower { layers: layers.collect(), namespace }
     }
 
     /// The root directory: every layer has a part in it.
@@ -68,13 +69,9 @@ impl Lower {
                 done => done.map_err(look("look at", path))?,
             };
             if stat.file_type != FileType::Directory {
-                let whiteout = match stat.file_type {
-                    FileType::CharDevice => stat.rdev.major == 0 && stat.rdev.minor == 0,
-                    FileType::Regular => {
-                        stat.size == 0 && part.has_xattr_whiteouts && self.is_xattr_whiteout(part.layer, path, name)?
-                    }
-                    _ => false,
-                };
+                let is_empty_file = stat.file_type == FileType::Regular && stat.size == 0;
+                let whiteout = is_whiteout_device(&stat)
+                    || (is_empty_file && part.has_xattr_whiteouts && self.is_xattr_whiteout(part.layer, path, name)?);
                 if found.is_empty() && !whiteout {
                     return Ok(Found::Other(part.layer));
                 }
@@ -99,9 +96,8 @@ impl Lower {
         for part in parts {
             let entries = self.dir(part.layer, path).and_then(Dir::entries).map_err(look("list", path))?;
             for name in entries {
-                if !names.contains_key(&name.bytes) {
-                    let shows = !self.is_whiteout(*part, path, &name)?;
-                    names.insert(name.bytes, shows);
+                if let Entry::Vacant(vacant) = names.entry(name.bytes.clone()) {
+                    vacant.insert(!self.is_whiteout(*part, path, &name)?);
                 }
             }
         }
@@ -129,7 +125,7 @@ impl Lower {
             let stat =
                 self.dir(part.layer, path).and_then(|dir| dir.stat(&name.bytes)).map_err(look("look at", path))?;
             if stat.file_type == FileType::CharDevice {
-                return Ok(stat.rdev.major == 0 && stat.rdev.minor == 0);
+                return Ok(is_whiteout_device(&stat));
             }
         }
         Ok(part.has_xattr_whiteouts && name.maybe_regular && self.is_xattr_whiteout(part.layer, path, &name.bytes)?)
@@ -140,6 +136,11 @@ impl Lower {
         let dir = self.dir(layer, path).map_err(look("look at", path))?;
         is_xattr_whiteout(dir, name, &mark).map_err(look("look at", path))
     }
+}
+
+/// Whether a file is a whiteout in the form that overlayfs itself writes: a character device 0:0.
+pub(crate) fn is_whiteout_device(stat: &Stat) -> bool {
+    stat.file_type == FileType::CharDevice && stat.rdev.major == 0 && stat.rdev.minor == 0
 }
 
 /// Whether `name` is a regular file of zero size with the attribute `mark`.

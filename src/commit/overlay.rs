@@ -37,6 +37,8 @@ pub(crate) struct Marks {
     pub(crate) redirect: bool,
     /// `metacopy`: only the attributes are here, the content is in a layer below.
     pub(crate) metacopy: bool,
+    /// `nlink`: with `index=on`, this is one name of an inode whose other names may show it too without being here.
+    pub(crate) indexed: bool,
 }
 
 /// The attributes of one file, sorted out.
@@ -89,7 +91,8 @@ fn read_mark(mark: &[u8], value: &[u8], marks: &mut Marks) {
         b"whiteout" => marks.whiteout = true,
         b"redirect" => marks.redirect = true,
         b"metacopy" => marks.metacopy = true,
-        _ => {} // origin, impure, nlink, upper, uuid, protattr: bookkeeping
+        b"nlink" => marks.indexed = true,
+        _ => {} // origin, impure, upper, uuid, protattr: bookkeeping
     }
 }
 

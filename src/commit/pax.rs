@@ -96,8 +96,8 @@ mod tests {
         let text = String::from_utf8(records.encode()).unwrap();
         assert_eq!(
             text,
-            "26 SCHILY.xattr.user.100%=\n30 SCHILY.xattr.user.a%3Db%25=\n\
-             51 SCHILY.xattr.user.z=a\n25 path=../../etc/shadow\n\n10 path=p\n"
+            "27 SCHILY.xattr.user.100%=\n31 SCHILY.xattr.user.a%3Db%25=\n\
+             51 SCHILY.xattr.user.z=a\n25 path=../../etc/shadow\n\n9 path=p\n"
         );
     }
 

@@ -296,11 +296,12 @@ fn encode(entry: &Entry, typed: Typed<'_>, latest_mtime: Option<i64>) -> (Header
         Typed::Symlink(target) => (EntryType::Symlink, Some(target), 0),
         Typed::Other(entry_type) => (entry_type, None, 0),
     };
-    let path = match &entry.kind {
-        Kind::Whiteout => whiteout_path(&entry.path),
-        Kind::Directory if entry.path.is_empty() => b"./".to_vec(),
-        Kind::Directory => [&entry.path[..], b"/"].concat(),
-        _ => entry.path.clone(),
+    let path = if entry.kind == Kind::Whiteout {
+        whiteout_path(&entry.path)
+    } else if entry.kind == Kind::Directory {
+        [if entry.path.is_empty() { b"." } else { &entry.path[..] }, b"/"].concat()
+    } else {
+        entry.path.clone()
     };
     header.set_entry_type(entry_type);
     header.set_mode(metadata.mode);

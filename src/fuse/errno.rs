@@ -1,5 +1,7 @@
 //! The one place where an error of the tree becomes an errno.
 
+#![deny(clippy::wildcard_enum_match_arm)] // The table stays total.
+
 use fuser::Errno;
 
 use crate::sys::abi;

@@ -7,7 +7,7 @@ use crate::guard::{Error, Guard, Hold};
 use crate::sys::cgroup::{self, Cgroups, Freezer};
 use crate::sys::process::{self, start_time};
 
-/// How long the tasks of a container may take to stop. One that waits for a device, or for a FUSE file system, may never.
+/// How long the tasks of a container may take to stop, if half of the freeze's limit is not less. One that waits for a device, or for a FUSE file system, may never.
 const STOP: Duration = Duration::from_secs(5);
 
 /// A container's first process, told from a later one with its number by when it started.
@@ -67,7 +67,8 @@ impl Frozen {
             }
         }
         let since = Instant::now();
-        let deadline = since + limit.min(STOP);
+        // Before the guard's limit, so that it is we who give up; and a freeze needs some of its time for its purpose.
+        let deadline = since + (limit / 2).min(STOP);
         let mut frozen = Frozen { freezer, init, since, limit, hold };
         if frozen.was_paused() {
             frozen.freezer.await_frozen(deadline)?;
@@ -107,7 +108,7 @@ impl Frozen {
     /// [`Error::Cgroup`] and [`Error::Process`].
     pub fn still_frozen(&self) -> Result<bool, Error> {
         match self.init.check() {
-            Ok(()) => Ok(self.freezer.is_frozen()? && self.freezer.contains(self.init.pid)?),
+            Ok(()) => Ok(self.freezer.stays_frozen()? && self.freezer.contains(self.init.pid)?),
             Err(Error::Replaced { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -119,7 +120,7 @@ impl Frozen {
     /// The container runs in all of these cases, or is gone, and what was read meanwhile is worth nothing:
     /// [`Error::LimitExceeded`] if the guard had thawed it, [`Error::Thawed`] if somebody else had, and [`Error::Cgroup`].
     pub fn thaw(mut self) -> Result<Duration, Error> {
-        let was_frozen = self.freezer.is_frozen();
+        let was_frozen = self.freezer.stays_frozen();
         let is_ours = self.hold.is_some();
         let frozen_for = self.let_go()?;
         if !was_frozen? {

@@ -65,7 +65,10 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Request::Watch { pid } => write!(f, "watch {pid}"),
-            Request::Hold { id, limit, version } => write!(f, "hold {id} {} {version}", limit.as_millis()),
+            Request::Hold { id, limit, version } => {
+                // Rounded up: who asks for a limit gets all of it.
+                write!(f, "hold {id} {} {version}", limit.as_nanos().div_ceil(1_000_000))
+            }
             Request::Release { id } => write!(f, "release {id}"),
             Request::Thaw { id } => write!(f, "thaw {id}"),
         }

@@ -1,5 +1,7 @@
 //! The states of a job and the steps between them.
 
+#![deny(clippy::wildcard_enum_match_arm)] // The table stays total.
+
 use std::fmt;
 
 /// queued → running → done | failed | cancelled; a queued job may be cancelled.

@@ -209,6 +209,9 @@ fn names_are_paths() {
     rename("web", "img", Replace::Allowed).unwrap();
     store.remove(&name("other")).unwrap();
     assert!(matches!(store.remove(&name("other")), Err(Error::NoSuchName { .. })));
+    commit(&store, "deep/er/img", b"img");
+    store.remove(&name("deep/er/img")).unwrap();
+    assert!(!dir(&place).join("names/deep").exists());
 
     let before = store.names();
     drop((lease, store));

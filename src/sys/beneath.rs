@@ -108,11 +108,11 @@ impl Root {
             if name == "." || name == ".." {
                 continue;
             }
-            let kind = match entry.file_type() {
+            let mut kind = entry.file_type();
+            if kind == FileType::Unknown {
                 // Some file systems leave the type out of the directory.
-                FileType::Unknown => file_type(&rustix::fs::statat(&fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?),
-                known => known,
-            };
+                kind = file_type(&rustix::fs::statat(&fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?);
+            }
             entries.push((name.to_owned(), kind.into()));
         }
         Ok(entries)

@@ -29,10 +29,14 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// A v1 group in which processes keep appearing can stay `FREEZING` for ever; a short thaw gets it over the edge (the
 /// experience of runc, `fs/freezer.go`).
 const SHAKE: Duration = Duration::from_millis(20);
+/// How long a killed task may take to leave its group.
+const DEATH: Duration = Duration::from_millis(100);
 /// How long a thaw may take; it is done within the write, unless the kernel misbehaves.
 const THAW: Duration = Duration::from_secs(1);
 /// More groups or tasks than this below one container are an attack on our time.
 const MOST_GROUPS: usize = 16 * 1024;
+/// The container stands still while we look for the tasks to name.
+const MOST_LOOKED_AT: usize = 1024;
 const MOST_NAMED: usize = 4;
 
 /// Why a cgroup could not be frozen, thawed or looked at.
@@ -158,7 +162,8 @@ pub struct Blocked {
 impl Blocked {
     fn list(blocked: &[Blocked]) -> String {
         if blocked.is_empty() {
-            return "its tasks kept being started anew; try again, or with pause=stop".to_owned();
+            return "the machine is too busy, or its tasks keep being started anew; try again, or with pause=stop"
+                .to_owned();
         }
         let names: Vec<String> =
             blocked.iter().map(|task| format!("{} (thread {}, in {})", task.comm, task.tid, task.wchan)).collect();
@@ -375,6 +380,22 @@ impl Freezer {
         })
     }
 
+    /// Whether the group, once frozen, is so still. On v2 a task that is killed leaves the freeze for its way out, and the
+    /// group is not frozen until it is gone; nothing but its end runs.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] and [`Error::Io`].
+    pub fn stays_frozen(&self) -> Result<bool, Error> {
+        if !self.is_frozen_by_user()? {
+            return Ok(false);
+        }
+        match self.await_frozen(Instant::now() + DEATH) {
+            Ok(()) => Ok(true),
+            Err(Error::NotFrozen { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Stop every task of the group, and return once they all are stopped. Upon any error the group is thawed again.
     ///
     /// # Errors
@@ -382,14 +403,15 @@ impl Freezer {
     pub fn freeze(&self, deadline: Instant) -> Result<(), Error> {
         let start = Instant::now();
         let done = self.request_and_await(deadline);
-        if let Ok(true) = done {
-            return Ok(());
-        }
+        // Looked for before the thaw, which wakes them all for a moment.
+        let blocked = match done {
+            Ok(true) => return Ok(()),
+            Ok(false) => self.blocked(),
+            Err(_) => Vec::new(),
+        };
         self.thaw()?;
         done?;
-        // Those that were merely frozen need a moment to leave the D state in which v1 shows them.
-        thread::sleep(Duration::from_millis(2));
-        Err(Error::NotFrozen { path: self.path.clone(), waited: start.elapsed(), blocked: self.blocked() })
+        Err(Error::NotFrozen { path: self.path.clone(), waited: start.elapsed(), blocked })
     }
 
     fn request_and_await(&self, deadline: Instant) -> Result<bool, Error> {
@@ -442,14 +464,17 @@ impl Freezer {
         }
     }
 
-    /// Some tasks of the group that sleep uninterruptibly; a description, so that what cannot be read is left out.
+    /// Some tasks of the group that sleep uninterruptibly, and not because they are frozen, which is such a sleep on v1;
+    /// a description, so that what cannot be read is left out.
     fn blocked(&self) -> Vec<Blocked> {
         let file = match self.switch.version {
             Version::V1 => "tasks",
             Version::V2 => "cgroup.threads",
         };
         let tasks = self.numbers(file).unwrap_or_default();
-        tasks.into_iter().filter_map(blocked_in).take(MOST_NAMED).collect()
+        let is_frozen = |task: &Blocked| matches!(task.wchan.as_str(), "__refrigerator" | "" | "0");
+        let blocked = tasks.into_iter().take(MOST_LOOKED_AT).filter_map(blocked_in);
+        blocked.filter(|task| self.switch.version == Version::V2 || !is_frozen(task)).take(MOST_NAMED).collect()
     }
 
     /// The numbers in `file` of this group and of all below it.

@@ -158,7 +158,9 @@ pub(super) fn encode_name(text: &str) -> String {
     }
     if name.len() > LONGEST_NAME {
         let digest = Digest::of(text.as_bytes()).hex();
-        name.truncate(name.floor_char_boundary(LONGEST_NAME - 17));
+        while name.len() > LONGEST_NAME - 17 {
+            name.pop();
+        }
         name = format!("{name}~{}", &digest[..16]);
     }
     if name.is_empty() { "%".to_owned() } else { name }

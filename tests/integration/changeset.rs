@@ -1,5 +1,7 @@
 //! Overlay directories, made by the kernel, against the entries they must become.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,8 +10,8 @@ use snapfs::commit::flatten::{fingerprint, flatten};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{
-    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, scratch, set_mtime, socket,
-    symlink, whiteout,
+    Item, Overlay, absent, at, char_device, dir, fifo, file, hardlink, make, opaque, rename, scratch, set_mtime,
+    socket, symlink, whiteout,
 };
 
 /// One line an entry: `D`, `A` or `C` as in the `changes` file, its type, its path, and what it links to.
@@ -230,7 +232,7 @@ fn a_renamed_directory_is_copied_whole() {
     let lower = [file("a/f", "1"), file("a/sub/g", "2"), file("a/sub/h", "3"), dir("b"), file("b/old", "")];
     let found = changed(&lower, "redirect_dir=on", |root| {
         fs::remove_dir_all(root.join("b")).unwrap();
-        fs::rename(root.join("a"), root.join("b")).unwrap();
+        rename(root.join("a"), root.join("b")).unwrap();
         make(root, &[file("b/sub/g", "changed"), absent("b/sub/h"), file("b/new", "")]);
     });
     let expected =
@@ -255,11 +257,11 @@ fn without_the_merged_view_a_redirect_is_an_error_that_names_it() {
     make(&overlay.merged, &[at("m/f").mode(0o600)]);
     let error = scan(&overlay_source(&overlay, false, Namespace::Trusted), &[], &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::NoMergedView { path, mark: "metacopy" } if path == b"m/f"), "{error}");
-    fs::rename(overlay.merged.join("a"), overlay.merged.join("b")).unwrap();
+    rename(overlay.merged.join("a"), overlay.merged.join("b")).unwrap();
     let error = scan(&overlay_source(&overlay, false, Namespace::Trusted), &[], &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::NoMergedView { path, mark: "redirect" } if path == b"b"), "{error}");
     assert!(error.to_string().contains("/b has an overlay redirect"), "{error}");
-    let error = flatten(&[overlay.upper.clone()], Namespace::Trusted, &Progress::new()).unwrap_err();
+    let error = flatten(std::slice::from_ref(&overlay.upper), Namespace::Trusted, &Progress::new()).unwrap_err();
     assert!(matches!(&error, Error::LowerMark { path, .. } if path == b"b"), "{error}");
 }
 
@@ -295,6 +297,22 @@ fn hard_links_are_found_among_what_is_emitted() {
         ];
         assert_eq!(found, expected, "{options}");
     }
+}
+
+#[test]
+fn a_link_kept_equal_by_an_index_is_an_error() {
+    let temp = scratch();
+    let below = temp.path().join("lower");
+    make(&below, &[file("a", "1"), hardlink("b", "a")]);
+    let overlay = Overlay::mount(temp.path(), &[below], temp.path().join("upper"), "index=on");
+    let scan = |merged| scan(&overlay_source(&overlay, merged, Namespace::Trusted), &[], &Progress::new());
+    make(&overlay.merged, &[at("b").mode(0o600)]);
+    for merged in [true, false] {
+        let error = scan(merged).unwrap_err();
+        assert!(matches!(&error, Error::IndexedLink { path } if path == b"b"), "{error}");
+    }
+    make(&overlay.merged, &[at("a").mode(0o600)]);
+    assert_eq!(lines(&scan(true).unwrap()), ["C dir /", "C file /a", "C link /b -> /a"]);
 }
 
 #[test]
@@ -394,7 +412,7 @@ fn a_fingerprint_notices_every_change_and_nothing_else() {
             set_mtime(&root.join("a/f"), 5, 5); // only the change time tells
         },
         &|| make(&root, &[at("d").xattr("user.x", "1")]),
-        &|| fs::rename(root.join("a/f"), root.join("a/g")).unwrap(),
+        &|| rename(root.join("a/f"), root.join("a/g")).unwrap(),
         &|| make(&root, &[at("").mode(0o711)]),
     ];
     for change in changes {

@@ -48,9 +48,10 @@ fn races_with_four_committers() {
             }
             removed
         });
-        let commits: u32 = committers.into_iter().map(|thread| thread.join().unwrap()).sum();
+        let commits: Vec<_> = committers.into_iter().map(|thread| thread.join()).collect();
         stop.store(true, Ordering::Relaxed);
         let removed = collector.join().unwrap();
+        let commits: u32 = commits.into_iter().map(Result::unwrap).sum();
         assert!(commits > 100 && removed > 10, "{commits} commits and {removed} removals are no race");
     });
     store.gc().unwrap();

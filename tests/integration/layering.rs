@@ -86,13 +86,17 @@ fn imports_point_down_and_never_to_a_peer() {
 fn every_row_of_the_table_is_a_module_and_every_import_points_to_an_earlier_row() {
     let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let table = table();
-    let order = |name: &str| text.find(&format!("| `{name}`")).or_else(|| text.find(&format!(" `{name}`")));
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    let order = |name: &str| {
+        let first_cell = |row: &&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&format!("`{name}`")));
+        rows.iter().position(first_cell)
+    };
     for (module, imports) in &table {
         let file = root().join("src").join(format!("{module}.rs"));
         assert!(file.exists(), "{module} is in the table and not in src/");
         for import in imports {
             assert!(table.contains_key(import), "{module} may import {import}, which has no row");
-            assert!(order(import) <= order(module), "{module} may import {import}, which stands above it");
+            assert!(order(import) < order(module), "{module} may import {import}, which stands above it");
         }
     }
 }
@@ -145,7 +149,7 @@ fn every_file_says_what_it_is_and_fits_a_screenful_of_screens() {
         if text.lines().count() > 600 {
             wrong.push(format!("{}: {} lines", path.display(), text.lines().count()));
         }
-        if text.contains("super::super") {
+        if text.contains(concat!("super::", "super")) {
             wrong.push(format!("{}: super::super", path.display()));
         }
     }

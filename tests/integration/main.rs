@@ -1,7 +1,6 @@
 //! The one integration test binary: a module is a subject.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "clippy.toml exempts only functions marked #[test]")]
-// The exemption in clippy.toml is for functions marked as tests, not for what they share.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "measurements, with --nocapture")]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]
 
@@ -24,5 +23,9 @@ mod guard;
 mod interop;
 // The import table of docs/architecture.md against src/.
 mod layering;
+// The life of a mount, and what every program may expect of it.
+mod mount;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// The bytes of a layer.
+mod tar;

@@ -1,11 +1,14 @@
 //! Root file systems as values: what to make ([`Item`]), what is there ([`facts`]), and an overlay to change it through.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::AT_FDCWD;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -137,6 +140,12 @@ pub(crate) fn remove(path: &Path) {
     if let Ok(metadata) = fs::symlink_metadata(path) {
         if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
     }
+}
+
+/// Renames within the test's own tree.
+#[allow(clippy::disallowed_methods, reason = "the rule is about publishing in the store")]
+pub(crate) fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> std::io::Result<()> {
+    fs::rename(from, to)
 }
 
 /// Makes `items` beneath `root`, in order; times come last, children before parents.
@@ -341,8 +350,15 @@ impl Overlay {
         if !options.is_empty() {
             data = format!("{data},{options}");
         }
-        mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data))
-            .unwrap_or_else(|error| panic!("mount -t overlay -o {data}: {error}"));
+        for attempt in 0.. {
+            match mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*data)) {
+                Ok(()) => break,
+                // A directory that was in another overlay is free once the last descriptor is closed: a child that another
+                // test starts has them all until it executes its program.
+                Err(nix::errno::Errno::EBUSY) if attempt < 500 => std::thread::sleep(Duration::from_millis(10)),
+                Err(error) => panic!("mount -t overlay -o {data}: {error}"),
+            }
+        }
         Overlay { lower: lower.to_vec(), upper, merged }
     }
 }
