@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::api::{Container, Error, ErrorKind, Snapfs};
 use crate::commit;
-use crate::engine::{Engine, RootFs, Status};
+use crate::engine::{Engine, Listing, RootFs, Status};
 
 /// A container for as long as it exists: its engine and its id, whatever its name becomes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,15 +53,25 @@ impl Snapfs {
 
     /// The container of that name, id, unique beginning of an id, or `NAME@ENGINE`.
     pub fn find_container(&self, name: &str) -> Option<ContainerKey> {
-        let listing = self.engines.containers();
+        let recent = self.engines.containers();
+        // `podman run … && echo img > …/commit`: what is not in a recent listing may have come since.
+        let listing = if recent.find(name).is_ok() { recent } else { self.engines.containers_now() };
         let container = listing.find(name).ok()?;
         Some(ContainerKey { engine: container.engine, id: Arc::from(container.id.as_str()) })
     }
 
-    /// The container, as it is now.
+    /// The container, as a recent listing has it.
     pub fn container(&self, key: &ContainerKey) -> Result<Arc<Container>, Error> {
-        let found = self.engines.containers().by_id(key.engine, &key.id).cloned();
-        found.ok_or_else(|| {
+        self.container_in(&self.engines.containers(), key)
+    }
+
+    /// The container as it is now, to be acted on.
+    pub(super) fn container_now(&self, key: &ContainerKey) -> Result<Arc<Container>, Error> {
+        self.container_in(&self.engines.containers_now(), key)
+    }
+
+    fn container_in(&self, listing: &Listing, key: &ContainerKey) -> Result<Arc<Container>, Error> {
+        listing.by_id(key.engine, &key.id).cloned().ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("{} has no container {} any more", key.engine, key.id))
         })
     }

@@ -74,7 +74,7 @@ impl Snapfs {
 
     /// The container as it is when its turn comes, not as it was when it was asked for.
     fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
-        let container = self.container(key)?;
+        let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
         let _masked = self.mask_freeze(key);
         let context = commit::Context {
@@ -116,7 +116,7 @@ impl Snapfs {
         if !origin.is_host() {
             return Err(denied("the writer is in another pid or user namespace; write from the host".to_owned()));
         }
-        let listing = self.engines.containers();
+        let listing = self.engines.containers_now();
         let home = listing.iter().find(|(_, container)| container.cgroup.hold(&origin));
         match home {
             Some((name, _)) => Err(denied(format!("the writer runs inside the container {name}; write from the host"))),

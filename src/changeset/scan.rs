@@ -53,7 +53,8 @@ pub enum Source {
 /// Finds what a container changed.
 ///
 /// `mounts` are the absolute paths, in the container, of what is mounted in it: an empty file or directory there that
-/// the lower directories do not have was made by the runtime to mount upon, and is left out.
+/// the lower directories do not have was made by the runtime to mount upon, and is left out. A plain directory is taken
+/// as it is.
 ///
 /// The files may change meanwhile; what was gone when its turn came is in [`Changes::vanished`].
 pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<Changes, Error> {
@@ -71,7 +72,8 @@ pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<
         merged_path: merged,
         lower,
         namespace,
-        mounts: mounts.iter().map(|path| relative(path)).collect(),
+        // Where there is nothing below, nobody can tell what the runtime made from the /proc that was always there.
+        mounts: namespace.into_iter().flat_map(|_| mounts).map(|path| relative(path)).collect(),
         indexed: HashMap::new(),
     };
     walk.run()

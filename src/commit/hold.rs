@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::commit::{Context, Error, Pause};
-use crate::engine::Container;
+use crate::engine::{self, Container};
 use crate::guard::{self, Frozen};
 use crate::sys::cgroup::Cgroups;
 
@@ -55,11 +55,13 @@ impl Hold {
             }
             Hold::Stopped => {
                 let inventory = context.engine.list()?;
-                let started = inventory.containers.iter().any(|other| other.id == container.id && other.init.is_some());
-                if started {
-                    return Err(Error::Started(container.name.clone()));
+                let now = inventory.containers.iter().find(|other| other.id == container.id);
+                match now.filter(|now| now.created == container.created) {
+                    // Removed, perhaps made anew under its id: its files may have gone while they were read.
+                    None => Err(engine::Error::Gone { id: container.id.clone(), engine: container.engine }.into()),
+                    Some(now) if now.init.is_some() => Err(Error::Started(container.name.clone())),
+                    Some(_) => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
                 }
-                Ok(Held { how: "stopped", frozen_for: Duration::ZERO })
             }
             Hold::Running => Ok(Held { how: Pause::None.as_str(), frozen_for: Duration::ZERO }),
         }

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,39 +18,39 @@ pub(crate) const SNAPFS: &str = env!("CARGO_BIN_EXE_snapfs");
 /// `mount.snapfs`, under the name that Cargo allows.
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_mount-snapfs");
 
-/// Whether mounts can be made here. If not it says so, or fails where `SNAPFS_TEST_REQUIRE` contains `fuse`.
+/// Whether mounts can be made here.
 pub(crate) fn can_mount() -> bool {
-    let can = nix::unistd::geteuid().is_root() && Path::new("/dev/fuse").exists();
-    can_run(can, "fuse", "root and /dev/fuse")
+    crate::harness::have("fuse")
 }
 
-/// Whether this is the lab, where files may be installed; said and required likewise.
+/// Whether this is the lab, where there are engines and files may be installed.
 pub(crate) fn in_lab() -> bool {
-    can_run(std::env::var_os("SNAPFS_LAB").is_some(), "lab", "tests/lab/enter")
-}
-
-fn can_run(can: bool, requirement: &str, what: &str) -> bool {
-    let required = std::env::var("SNAPFS_TEST_REQUIRE").unwrap_or_default();
-    assert!(can || !required.split(',').any(|name| name == requirement), "this test needs {what}");
-    if !can {
-        println!("NOT TESTED: this needs {what}");
-    }
-    can
+    crate::harness::have("lab")
 }
 
 /// A directory to mount on and a store, both forgotten at the end, and what is mounted there is detached.
 #[derive(Debug)]
 pub(crate) struct Place {
     root: TempDir,
+    has_podman: bool,
 }
 
 impl Place {
+    /// One whose daemon sees no container but those of the state directories `runc` and `crun` in it.
     pub(crate) fn new() -> Place {
-        let root = tempfile::tempdir().unwrap();
+        Place::at(tempfile::tempdir().unwrap(), false)
+    }
+
+    /// One in the lab, on a real file system, whose daemon sees podman's containers as well.
+    pub(crate) fn with_podman() -> Place {
+        Place::at(tempfile::tempdir_in("/scratch").unwrap(), true)
+    }
+
+    fn at(root: TempDir, has_podman: bool) -> Place {
         for directory in ["mnt", "store", "runc", "crun", "podman", "podman-run"] {
             fs::create_dir(root.path().join(directory)).unwrap();
         }
-        Place { root }
+        Place { root, has_podman }
     }
 
     /// Where the tree is.
@@ -65,15 +66,10 @@ impl Place {
     /// The options that keep the daemon away from this machine's containers and store.
     pub(crate) fn options(&self) -> String {
         let dir = |name: &str| self.other(name).display().to_string();
-        format!(
-            "store={},runc-root={},crun-root={},podman-root={},podman-runroot={},log={}",
-            dir("store"),
-            dir("runc"),
-            dir("crun"),
-            dir("podman"),
-            dir("podman-run"),
-            dir("log"),
-        )
+        let own =
+            ["store", "runc-root", "crun-root"].map(|name| format!("{name}={}", dir(name.trim_end_matches("-root"))));
+        let podman = format!("podman-root={},podman-runroot={},", dir("podman"), dir("podman-run"));
+        format!("{},{}log={}", own.join(","), if self.has_podman { "" } else { &podman }, dir("log"))
     }
 
     /// `snapfs mount ARGUMENTS -o OPTIONS test DIR`
@@ -85,14 +81,54 @@ impl Place {
 
     /// A daemon in the foreground, whose mount can be seen.
     pub(crate) fn serve(&self) -> Daemon {
-        // A file: a pipe that nobody reads would stop the daemon once it is full.
-        let log = self.other("stderr");
-        let stderr = fs::File::create(&log).unwrap();
-        let child = self.mount(&["--foreground", "-v"]).stdin(Stdio::null()).stderr(stderr).spawn().unwrap();
-        let daemon = Daemon { child, log };
-        eventually("the daemon serves", || daemon.log().contains("serving"));
-        assert_eq!(self.mounted(), 1);
+        self.serve_with(&["-v"])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn serve_with(&self, arguments: &[&str]) -> Daemon {
+        // A file: nobody reads along, and a pipe would fill up.
+        let log = self.other("foreground.log");
+        let mut mount = self.mount(&[&["--foreground"], arguments].concat());
+        let child = mount.stdin(Stdio::null()).stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let mut daemon = Daemon { child, log };
+        // Not only that it is mounted: the dead mount of a killed daemon is that, too.
+        eventually("the mount can be used", || {
+            assert!(daemon.runs(), "the daemon has ended: {}", daemon.log());
+            fs::read(self.dir().join("version")).is_ok()
+        });
         daemon
+    }
+
+    /// A text file of the tree, without the newline at its end.
+    pub(crate) fn read(&self, path: &str) -> String {
+        let text = fs::read_to_string(self.dir().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        text.strip_suffix('\n').map(str::to_owned).unwrap_or(text)
+    }
+
+    /// Write one line to a control file.
+    pub(crate) fn write(&self, path: &str, line: &str) -> io::Result<()> {
+        let mut file = fs::File::options().write(true).open(self.dir().join(path))?;
+        // Not write_all: that would write again after an interruption.
+        file.write(format!("{line}\n").as_bytes()).map(|_| ())
+    }
+
+    /// Commit a container, which must succeed; the image's name is the first word of `line`. Returns its directory.
+    pub(crate) fn commit(&self, container: &str, line: &str) -> PathBuf {
+        if let Err(error) = self.write(&format!("containers/{container}/commit"), line) {
+            panic!(
+                "commit of {container}, {line}: {error}: {}",
+                self.read(&format!("containers/{container}/last_error"))
+            );
+        }
+        self.dir().join("images").join(line.split(' ').next().unwrap())
+    }
+
+    /// The names in a directory of the tree, sorted.
+    pub(crate) fn list(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.dir().join(path)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     /// How many snapfs lie on the directory.
@@ -137,9 +173,13 @@ impl Daemon {
         }
     }
 
-    /// All that it logged so far.
-    pub(crate) fn log(&self) -> String {
+    /// All that it has logged.
+    pub(crate) fn log(&mut self) -> String {
         fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

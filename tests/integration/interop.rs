@@ -1,0 +1,472 @@
+//! Real containers of every engine in every state, committed by a write, and what other programs make of the images.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::lab::{Bundle, Container, Podman, PodmanContainer, directory, run, text};
+use crate::harness::mount::{Place, eventually, in_lab};
+use crate::harness::rootfs::{
+    Facts, absent, acl, at, block_device, char_device, differences, facts, file, make, socket, sparse,
+};
+
+/// What the containers do to themselves; at the end there is /srv/ready.
+const CHANGE: &str = "set -e
+    echo changed > /etc/os-release
+    mkdir -p /srv/app/data
+    echo new > /srv/app/new; chmod 640 /srv/app/new
+    ln /srv/app/new /srv/app/hard; ln -s new /srv/app/soft
+    rm /usr/share/demo/d2/f0
+    rm -r /usr/share/demo/d3; mkdir /usr/share/demo/d3; echo only > /usr/share/demo/d3/only
+    rm /usr/share/demo/d4/f1; mkdir /usr/share/demo/d4/f1
+    rm -r /usr/share/demo/d5/nested; echo file > /usr/share/demo/d5/nested
+    mkfifo /srv/fifo
+    chmod 700 /usr/share/demo/d6
+    mv /usr/share/demo/d11 /srv/moved
+    touch -d '2003-03-03 03:03:03' /srv/app/new
+    : > /srv/ready";
+
+/// What they cannot do themselves, done through their root file system.
+fn change_from_outside(root: &Path) {
+    make(
+        root,
+        &[
+            at("srv/app/new").owner(12, 34),
+            file("srv/attributes", "x").xattr("user.colour", b"red\0blue").mtime(1_000_000_000, 123_456_789),
+            file("srv/acl", "x")
+                .xattr("system.posix_acl_access", acl(&[(1, 6, !0), (2, 4, 77), (4, 4, !0), (16, 4, !0), (32, 0, !0)])),
+            file("srv/may-ping", "x").xattr("security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+            file("srv/setuid", "x").mode(0o4755),
+            char_device("srv/zero", 1, 5).mode(0o600),
+            block_device("srv/disk", 7, 99),
+            socket("srv/socket"),
+            sparse("srv/sparse", 3_000_000, &[(1_000_000, b"island")]),
+            file("srv/a name\nwith a newline", "x"),
+            file(b"srv/latin\xe9", "x"),
+            absent("usr/share/demo/d6/f3"),
+            at("usr/share/demo/d7").xattr("user.on_a_directory", "changed"),
+            at("usr/share/demo/d1/soft").owner(5, 6),
+        ],
+    );
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn layers(image: &Path) -> Vec<Value> {
+    json(&image.join("manifest.json"))["layers"].as_array().unwrap().clone()
+}
+
+fn unpack(image: &Path) -> Facts {
+    let directory = directory();
+    let bundle = directory.path().join("bundle");
+    run(&["umoci", "unpack", "--image", &format!("{}:latest", image.display()), text(&bundle)]);
+    facts(&bundle.join("rootfs"))
+}
+
+/// What podman makes in every container to mount its own files on, and the lab's images do not have.
+const STUBS: [&str; 2] = ["etc/hosts", "run/.containerenv"];
+
+/// Compares an image, as umoci unpacks it, with the container's own tree. `stubs` are there to be mounted on and for
+/// nothing else: they are not in the image, and that they were made has changed the time of the directory they are in.
+fn compare(image: &Path, root: &Path, stubs: &[&str]) {
+    let (mut expected, mut found) = (facts(root), unpack(image));
+    for stub in stubs {
+        let fact = expected.remove(*stub).unwrap_or_else(|| panic!("there is no {stub} to be left out"));
+        assert!(fact.content.is_empty());
+        let parent = stub.rsplit_once('/').map_or("", |(parent, _)| parent);
+        expected.get_mut(parent).unwrap().mtime = found[parent].mtime;
+    }
+    if root.starts_with("/var/lib/containers") {
+        // What is older than 1970 in an image podman unpacks as of 1970; umoci does not.
+        let old = found.values_mut().filter(|fact| fact.mtime.0 < 0);
+        old.for_each(|fact| fact.mtime = (0, 0));
+    }
+    let differences = differences(&expected, &found);
+    assert!(differences.is_empty(), "{}:\n{}", image.display(), differences.join("\n"));
+}
+
+/// Two encodings of one container; both are read by who can. `is_running` containers are paused while compared.
+fn check(place: &Place, container: &dyn Container, is_running: bool, stubs: &[&str]) {
+    let name = container.name();
+    let zstd = place.commit(name, &format!("{name}-zstd"));
+    let gzip = place.commit(name, &format!("{name}-gzip compression=gzip"));
+    let encodings: BTreeSet<String> =
+        layers(&gzip).iter().map(|layer| layer["mediaType"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(encodings, BTreeSet::from(["application/vnd.oci.image.layer.v1.tar+gzip".to_owned()]));
+    if is_running {
+        container.pause();
+    }
+    compare(&gzip, &container.root(), stubs);
+    // A paused container is committed as it is, and stays paused.
+    let again = place.commit(name, &format!("{name}-again"));
+    if is_running {
+        assert_eq!(place.read(&format!("containers/{name}/status")), "paused");
+        container.unpause();
+        eventually("it is shown as running", || place.read(&format!("containers/{name}/status")) == "running");
+    }
+    let (first, second) = (layers(&zstd), layers(&again));
+    assert_eq!(first.len(), second.len());
+    assert_eq!(first[..first.len() - 1], second[..second.len() - 1], "the base is shared");
+    assert_eq!(first.last(), second.last(), "nothing changed between the two");
+}
+
+/// All other programs that read images.
+fn check_tools(image: &Path) {
+    let place = directory();
+    let oci = format!("oci:{}", image.display());
+    let copy = place.path().join("copy");
+    run(&["skopeo", "copy", "--quiet", &oci, &format!("oci:{}:x", copy.display())]);
+    let manifest = fs::read(image.join("manifest.json")).unwrap();
+    let digest = fs::read_to_string(image.join("digest")).unwrap();
+    let hex = digest.trim().strip_prefix("sha256:").unwrap();
+    assert_eq!(fs::read(copy.join("blobs/sha256").join(hex)).unwrap(), manifest, "skopeo copies byte for byte");
+    let inspected: Value = serde_json::from_str(&run(&["skopeo", "inspect", &oci])).unwrap();
+    assert_eq!(inspected["Digest"], digest.trim());
+    assert_eq!(inspected["Layers"].as_array().unwrap().len(), layers(image).len());
+
+    let id = run(&["podman", "pull", "--quiet", &oci]);
+    let look = "cat /srv/app/new /srv/app/soft /usr/share/demo/d3/only; ls /usr/share/demo/d3; test ! -e /usr/share/demo/d2/f0";
+    assert_eq!(run(&["podman", "run", "--rm", &id, "sh", "-c", look]), "new\nnew\nonly\nonly");
+    let working = run(&["buildah", "from", &oci]);
+    let mounted = run(&["buildah", "mount", &working]);
+    assert_eq!(fs::read_to_string(Path::new(&mounted).join("srv/app/hard")).unwrap(), "new\n");
+    run(&["buildah", "rm", &working]);
+    run(&["podman", "rmi", "--force", &id]);
+}
+
+fn diff_ids(image: &Path) -> Vec<Value> {
+    json(&image.join("config.json"))["rootfs"]["diff_ids"].as_array().unwrap().clone()
+}
+
+fn podman_image(field: &str) -> Value {
+    let format = format!("{{{{json {field}}}}}");
+    serde_json::from_str(&run(&["podman", "image", "inspect", "localhost/app:1", "--format", &format])).unwrap()
+}
+
+#[test]
+fn containers_of_podman_in_every_state() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let _daemon = place.serve();
+    let sleep = format!("{CHANGE}; exec sleep 1000");
+    let running = podman.start("running", &["localhost/app:1", "sh", "-c", &sleep]);
+    let crun = podman.start("crun", &["--runtime=crun", "localhost/app:1", "sh", "-c", &sleep]);
+    let stopped = podman.start("stopped", &["localhost/app:1", "sh", "-c", CHANGE]);
+    let created = podman.create("created", &["localhost/app:1", "sh", "-c", CHANGE]);
+    assert_eq!(run(&["podman", "wait", "stopped"]), "0");
+    for container in [&running, &crun, &stopped] {
+        let root = container.root();
+        eventually("the container has changed itself", || root.join("srv/ready").exists());
+        change_from_outside(&root);
+    }
+    for (container, status) in [(&running, "running"), (&crun, "running"), (&stopped, "exited"), (&created, "created")]
+    {
+        assert_eq!(container.inspect(".State.Status"), status);
+        let stubs: &[&str] = if status == "created" { &[] } else { &STUBS };
+        check(&place, container, status == "running", stubs);
+        assert_eq!(container.inspect(".State.Status"), status);
+    }
+    let base = podman_image(".RootFS.Layers");
+    let base = base.as_array().unwrap();
+    for name in ["running-zstd", "running-gzip", "stopped-zstd", "crun-again"] {
+        let ids = diff_ids(&place.dir().join("images").join(name));
+        assert_eq!((&ids[..base.len()], ids.len()), (&base[..], base.len() + 1), "the base is the engine's own");
+    }
+    check_tools(&place.dir().join("images/running-zstd"));
+    check_tools(&place.dir().join("images/crun-gzip"));
+}
+
+#[test]
+fn bundles_of_runc_and_crun() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let _daemon = place.serve();
+    let sleep = format!("{CHANGE}; exec sleep 1000");
+    for (runtime, kind) in [("runc", "overlay"), ("crun", "overlay"), ("runc", "plain"), ("crun", "plain")] {
+        let name = format!("{runtime}-{kind}");
+        let bundle = Bundle::new(runtime, &place.other(runtime), &name, kind, &sleep);
+        bundle.start();
+        bundle.wait_for("srv/ready");
+        change_from_outside(&bundle.root());
+        assert_eq!(place.read(&format!("containers/{name}/engine")), runtime);
+        check(&place, &bundle, true, &[]);
+        check_tools(&place.dir().join(format!("images/{name}-zstd")));
+        bundle.kill();
+        assert_eq!(place.read(&format!("containers/{name}/status")), "stopped");
+        let image = place.commit(&name, &format!("{name}-stopped compression=none"));
+        compare(&image, &bundle.root(), &[]);
+    }
+    drop(podman);
+}
+
+#[test]
+fn what_is_mounted_in_a_container_and_what_it_was_given_at_run_time_stay_outside() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let _daemon = place.serve();
+    let host = directory();
+    fs::write(host.path().join("file"), "secret").unwrap();
+    let bind = |what: &str, at: &str| format!("--volume={}{what}:{at}", host.path().display());
+    let script = "for d in /data /srv/volume /cache /usr/share/demo/d1 /new/deep/tree; do echo secret > $d/secret; done
+        echo seen > /srv/seen; exec sleep 1000";
+    let container = podman.start(
+        "mounts",
+        &[
+            &bind("", "/data"),
+            &bind("", "/usr/share/demo/d1"),
+            &bind("", "/new/deep/tree"),
+            &bind("/file", "/etc/bound"),
+            &bind("/file", "/etc/app-release"),
+            "--volume=named:/srv/volume",
+            "--tmpfs=/cache",
+            "--env=SECRET=hunter2",
+            "--env=HOME=/elsewhere",
+            "--label=run.time=yes",
+            "--hostname=other",
+            "--workdir=/srv",
+            "--user=0:7",
+            "--stop-signal=INT",
+            "localhost/app:1",
+            "sh",
+            "-c",
+            script,
+        ],
+    );
+    let root = container.root();
+    eventually("it has written", || root.join("srv/seen").exists());
+    let image = place.commit("mounts", "mounts compression=gzip");
+    let found = unpack(&image);
+    let secrets: Vec<_> = found.iter().filter(|(_, fact)| fact.content.starts_with(b"secret")).collect();
+    assert!(secrets.is_empty(), "{secrets:?}");
+    for stub in ["data", "srv/volume", "cache", "etc/bound", "etc/hosts", "run/.containerenv", "new/deep/tree"] {
+        assert!(root.join(stub).exists(), "{stub} is mounted nowhere");
+        assert!(!found.contains_key(stub), "{stub} is in the image");
+    }
+    assert_eq!(found["srv/seen"].content, b"seen\n");
+    let mounted = run(&["podman", "image", "mount", "localhost/app:1"]);
+    let base = facts(Path::new(&mounted));
+    run(&["podman", "image", "unmount", "localhost/app:1"]);
+    for (path, fact) in
+        base.iter().filter(|(path, _)| path.starts_with("usr/share/demo/d1") || *path == "etc/app-release")
+    {
+        assert_eq!(found.get(path), Some(fact), "{path} is the image's own, below what was mounted");
+    }
+
+    let config = json(&image.join("config.json"));
+    assert_eq!(config["config"], podman_image(".Config"), "what the container was given is not the image's");
+    let everything = fs::read_to_string(image.join("config.json")).unwrap()
+        + &fs::read_to_string(image.join("manifest.json")).unwrap();
+    for word in ["hunter2", "run.time", "elsewhere", "other"] {
+        assert!(!everything.contains(word), "{word} is in {everything}");
+    }
+
+    // The same of a bundle.
+    let bundle = Bundle::new(
+        "runc",
+        &place.other("runc"),
+        "bound",
+        "overlay",
+        "echo secret > /data/secret; : > /srv/ready; exec sleep 1000",
+    );
+    bundle.configure(|spec| {
+        let source = host.path().display().to_string();
+        for at in ["/data", "/usr/share/demo/d1"] {
+            let mount =
+                serde_json::json!({"destination": at, "type": "bind", "source": source, "options": ["rbind", "rw"]});
+            spec["mounts"].as_array_mut().unwrap().push(mount);
+        }
+    });
+    fs::create_dir_all(bundle.root().join("srv")).unwrap();
+    bundle.start();
+    bundle.wait_for("srv/ready");
+    let image = place.commit("bound", "bound compression=gzip");
+    compare(&image, &bundle.root(), &["data"]);
+}
+
+#[test]
+fn five_at_once() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let _daemon = place.serve();
+    let script = |id: &str| format!("echo {id} > /id; exec sleep 1000");
+    let first: Vec<PodmanContainer> =
+        ["p0", "p1"].iter().map(|name| podman.start(name, &["localhost/app:1", "sh", "-c", &script(name)])).collect();
+    let second: Vec<Bundle> = [("b2", "runc"), ("b3", "runc"), ("b4", "crun")]
+        .iter()
+        .map(|(name, runtime)| {
+            let bundle = Bundle::tiny(runtime, &place.other(runtime), name, &script(name));
+            bundle.start();
+            bundle
+        })
+        .collect();
+    let all: Vec<&dyn Container> =
+        first.iter().map(|one| one as &dyn Container).chain(second.iter().map(|one| one as &dyn Container)).collect();
+    for container in &all {
+        let root = container.root();
+        eventually("it has written", || fs::read(root.join("id")).is_ok_and(|id| !id.is_empty()));
+    }
+    let names: Vec<&str> = all.iter().map(|container| container.name()).collect();
+    let place = &place;
+    thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(move || place.commit(name, &format!("of/{name} compression=none")));
+        }
+    });
+    assert_eq!(place.list("jobs").len(), 6, "one job each, and last");
+    for name in names {
+        let files = files(&place.dir().join("images/of").join(name));
+        assert_eq!(files["id"], format!("{name}\n").as_bytes());
+        assert_eq!(place.read(&format!("containers/{name}/status")), "running");
+    }
+}
+
+/// The regular files of an uncompressed image, the last layer's in front; whiteouts are files here.
+fn files(image: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for at in 0..layers(image).len() {
+        let blob = fs::File::open(image.join(format!("layers/{at}/blob"))).unwrap();
+        for entry in tar::Archive::new(blob).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            if entry.header().entry_type().is_file() {
+                let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                files.insert(path, content);
+            }
+        }
+    }
+    files
+}
+
+/// How many files an instance has above and below.
+const UPPER: usize = 40;
+const LOWER: usize = 10;
+
+#[test]
+fn an_image_belongs_to_one_instance_of_a_container_that_is_restarted() {
+    if !in_lab() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.serve();
+    let over = AtomicBool::new(false);
+    let until = Instant::now() + Duration::from_secs(12);
+    let (instances, (images, refused)) = thread::scope(|scope| {
+        let instances = scope.spawn(|| {
+            let mut instances = 0;
+            while Instant::now() < until {
+                instances += 1;
+                live_and_die(&place, instances);
+            }
+            over.store(true, Ordering::SeqCst);
+            instances
+        });
+        let images = scope.spawn(|| commit_whatever_is_there(&place, &over));
+        (instances.join().unwrap(), images.join().unwrap())
+    });
+    let mut seen = BTreeSet::new();
+    for image in &images {
+        let files = files(&place.dir().join("images").join(image));
+        let of = |prefix: &str| -> Vec<&Vec<u8>> {
+            files.iter().filter(|(path, _)| path.starts_with(prefix)).map(|(_, content)| content).collect()
+        };
+        let (upper, lower) = (of("upper/"), of("lower/"));
+        assert_eq!((upper.len(), lower.len()), (UPPER, LOWER), "{image} is not whole");
+        let ids: BTreeSet<_> = upper.into_iter().chain(lower).collect();
+        assert_eq!(ids.len(), 1, "{image} is of several instances: {ids:?}");
+        seen.extend(ids.into_iter().cloned());
+    }
+    println!("{instances} instances, {} images of {} of them, {refused:?} refused", images.len(), seen.len());
+    assert!(images.len() >= 10 && seen.len() >= 5, "too few images to say anything");
+}
+
+/// One instance of the container, with its own lower and upper directory, from its start until nothing is left of it.
+fn live_and_die(place: &Place, id: u64) {
+    let bundle = Bundle::tiny("runc", &place.other("runc"), "web", "exec sleep 1000");
+    // Below the mount, before anybody looks through it.
+    for (directory, count) in [("lower", LOWER), ("upper", UPPER)] {
+        let directory_of = bundle.path().join(directory).join(directory);
+        fs::create_dir(&directory_of).unwrap();
+        for n in 0..count {
+            fs::write(directory_of.join(n.to_string()), format!("{id:08}")).unwrap();
+        }
+    }
+    bundle.start();
+    let pause = |n: u64| thread::sleep(Duration::from_millis(id * n % 60));
+    pause(37);
+    bundle.kill();
+    pause(23);
+}
+
+/// Commits `web` again and again; the images, and how often which errno was the answer.
+fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, BTreeMap<String, usize>) {
+    let (mut images, mut refused) = (Vec::new(), BTreeMap::new());
+    for n in 0.. {
+        if over.load(Ordering::SeqCst) {
+            break;
+        }
+        let name = format!("web-{n}");
+        match place.write("containers/web/commit", &format!("{name} compression=none")) {
+            Ok(()) => images.push(name),
+            Err(error) => {
+                let word = nix::errno::Errno::from_raw(error.raw_os_error().unwrap());
+                *refused.entry(word.to_string()).or_default() += 1;
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+    (images, refused)
+}
+
+#[test]
+fn fifty_images_of_a_writer_at_work_show_each_a_moment() {
+    if !in_lab() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.serve();
+    // Eight bytes over eight bytes: one system call, and no moment without.
+    let script = "mkdir /w; i=10000000; while :; do i=$((i+1)); f=10; while [ $f -lt 74 ]; do printf $i 1<>/w/$f; f=$((f+1)); done; : > /w.ready; done";
+    let bundle = Bundle::tiny("runc", &place.other("runc"), "writer", script);
+    bundle.start();
+    bundle.wait_for("w.ready");
+    let mut moments = BTreeSet::new();
+    for n in 0..50 {
+        let image = place.commit("writer", "moment compression=none");
+        let files = files(&image);
+        let numbers: Vec<u64> = files
+            .iter()
+            .filter(|(path, _)| path.starts_with("w/"))
+            .map(|(path, content)| {
+                let text = std::str::from_utf8(content).unwrap();
+                text.parse().unwrap_or_else(|_| panic!("{path} is torn: {text:?}"))
+            })
+            .collect();
+        assert_eq!(numbers.len(), 64);
+        assert!(numbers.is_sorted_by(|a, b| a >= b), "commit {n} mixes moments: {numbers:?}");
+        assert!(numbers[0] - numbers[63] <= 1, "commit {n} mixes moments: {numbers:?}");
+        moments.insert((numbers[0], numbers.iter().filter(|number| **number == numbers[0]).count()));
+    }
+    println!("{} different moments in 50 commits", moments.len());
+    assert!(moments.len() > 25, "the writer hardly ran");
+}
