@@ -1,4 +1,4 @@
-//! A changeset as a tar: [`write`]. The same changes always give the same bytes.
+//! A changeset as a tar: [`write`](write()). The same changes always give the same bytes.
 //!
 //! The format is POSIX `ustar` with `pax` extended headers where a value does not fit: a long name, a time with
 //! nanoseconds, before 1970 or after 2242, a large id or size, an extended attribute. Names of users and groups are empty, since the
