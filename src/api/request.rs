@@ -65,6 +65,10 @@ impl Snapfs {
         let work = move |progress: &Progress| {
             let result = this.commit(&key, &options, progress);
             this.record(&key.to_string(), &line, uid, this.last_running(&key), &result);
+            if result.is_err() {
+                // What it had finished, such as a base layer, would fill the disk until the hour is over.
+                this.start_collection();
+            }
             match result {
                 Ok(text) => Finish::Done(text),
                 Err(error) if error.kind == ErrorKind::Cancelled => Finish::Cancelled(error),
