@@ -55,9 +55,11 @@ impl Hold {
             }
             Hold::Stopped => {
                 let inventory = context.engine.list()?;
-                let started = inventory.containers.iter().any(|other| other.id == container.id && other.init.is_some());
-                if started {
-                    return Err(Error::Started(container.name.clone()));
+                match inventory.containers.iter().find(|other| other.id == container.id) {
+                    Some(now) if now.init.is_some() => return Err(Error::Started(container.name.clone())),
+                    Some(_) => {}
+                    // Its engine removes its files: half of them may have been gone.
+                    None => return Err(Error::Removed(container.name.clone())),
                 }
                 Ok(Held { how: "stopped", frozen_for: Duration::ZERO })
             }
