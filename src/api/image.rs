@@ -50,16 +50,14 @@ impl Snapfs {
             .collect()
     }
 
-    /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.
+    /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        [name, &name.replace("%3A", ":")].into_iter().find_map(|name| {
-            let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-                Some(record) => store::Entry::Image(record),
-                None if self.store.has_children(name) => store::Entry::Directory,
-                None => return None,
-            };
-            image_entry(name, entry)
-        })
+        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
+            Some(record) => store::Entry::Image(record),
+            None if self.store.has_children(name) => store::Entry::Directory,
+            None => return None,
+        };
+        image_entry(name, entry)
     }
 
     /// The image itself.
