@@ -170,6 +170,7 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
         E::Started(_) => ErrorKind::Busy,
+        E::Removed(_) => ErrorKind::NotFound,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,

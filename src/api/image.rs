@@ -50,16 +50,14 @@ impl Snapfs {
             .collect()
     }
 
-    /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.
+    /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        [name, &name.replace("%3A", ":")].into_iter().find_map(|name| {
-            let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-                Some(record) => store::Entry::Image(record),
-                None if self.store.has_children(name) => store::Entry::Directory,
-                None => return None,
-            };
-            image_entry(name, entry)
-        })
+        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
+            Some(record) => store::Entry::Image(record),
+            None if self.store.has_children(name) => store::Entry::Directory,
+            None => return None,
+        };
+        image_entry(name, entry)
     }
 
     /// The image itself.
@@ -105,8 +103,7 @@ impl Snapfs {
     /// Delete the name; blobs that nobody refers to are collected afterwards.
     pub fn remove_image(&self, name: &ImageName) -> Result<(), Error> {
         self.store.remove(name)?;
-        // A full channel already holds the request that this one would be.
-        let _ = self.collect.try_send(());
+        self.start_collection();
         Ok(())
     }
 
@@ -114,7 +111,7 @@ impl Snapfs {
     pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
         let replace = if replace { Replace::Allowed } else { Replace::Refused };
         self.store.rename(from, to, replace)?;
-        let _ = self.collect.try_send(());
+        self.start_collection();
         Ok(())
     }
 

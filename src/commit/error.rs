@@ -11,6 +11,9 @@ pub enum Error {
     /// It was stopped when the commit began, and runs.
     #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
     Started(String),
+    /// It was there when the commit began.
+    #[error("the container {0} was removed while its files were read; nothing of it was kept")]
+    Removed(String),
     /// The engine could not say what it should.
     #[error(transparent)]
     Engine(#[from] engine::Error),

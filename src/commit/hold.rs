@@ -58,7 +58,7 @@ impl Hold {
                 let now = inventory.containers.iter().find(|other| other.id == container.id);
                 match now.filter(|now| now.created == container.created) {
                     // Removed, perhaps made anew under its id: its files may have gone while they were read.
-                    None => Err(engine::Error::Gone { id: container.id.clone(), engine: container.engine }.into()),
+                    None => Err(Error::Removed(container.name.clone())),
                     Some(now) if now.init.is_some() => Err(Error::Started(container.name.clone())),
                     Some(_) => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
                 }

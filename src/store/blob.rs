@@ -73,9 +73,11 @@ impl Write for BlobWriter {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let copy = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
-                self.failure = Some(self.hold.inner().disk.error("write", &self.path, copy));
+                let (kind, disk) = (error.kind(), &self.hold.inner().disk);
+                self.failure = Some(disk.error("write", &self.path, copy));
                 self.file = None;
-                Err(error)
+                // Told with the file and the remedy: whoever writes may not come to ask `finish`.
+                Err(io::Error::new(kind, disk.error("write", &self.path, error)))
             }
         }
     }

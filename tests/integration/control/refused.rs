@@ -89,7 +89,7 @@ fn a_name_that_is_taken_costs_the_container_nothing() {
     assert_eq!(control.kind, ErrorKind::NotFound, "whoever freezes it notices: {control}");
 
     let rows: [(&str, &[&str]); 6] = [
-        ("img create", &["img exists", "create"]),
+        ("img create", &["image img exists", "leave out \"create\""]),
         ("registry.example/team/web:1 create", &["registry.example/team/web:1 exists"]),
         ("registry.example/team", &["directory of images", "registry.example/team/web:1"]),
         ("img/below", &["img is an image"]),
