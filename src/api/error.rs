@@ -170,7 +170,7 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
         E::Exists(_) => ErrorKind::Exists,
-        E::Started(_) => ErrorKind::Busy,
+        E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
