@@ -113,14 +113,24 @@ fn capture(
     progress: &Progress,
 ) -> Result<Captured, Error> {
     let source = source::of(container);
-    let changes = changeset::scan(&source, &source::mount_points(container)?, progress)?;
+    let mounts = source::mount_points(container)?;
+    let changes = changeset::scan(&source, &mounts, progress)?;
+    // Nobody can be kept from starting or removing a container without processes: that is noticed afterwards, not least
+    // that files went one by one.
+    let settle = || {
+        let settled = !matches!(hold, Hold::Stopped)
+            || changeset::scan(&source, &mounts, progress)?.entries == changes.entries && changes.vanished.is_empty();
+        if settled { Ok(()) } else { Err(Error::Unsettled(container.name.clone())) }
+    };
     if changes.entries.is_empty() {
+        settle()?;
         return Ok(Captured { layer: None, torn: 0, skipped_sockets: changes.sockets });
     }
     let vanished = if hold.is_still() { tar::Vanished::Fail } else { tar::Vanished::Skip };
     let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
     let mut layer = LayerWriter::new(lease.blob()?, options.compression)?;
     let written = tar::write(&changes, &mut layer, progress, tar::Options { vanished, latest_mtime })?;
+    settle()?;
     for path in written.torn.iter().chain(&changes.vanished) {
         progress.log(format!("changed while it was read: /{}", escape(path)));
     }

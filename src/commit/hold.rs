@@ -3,15 +3,21 @@
 use std::time::Duration;
 
 use crate::commit::{Context, Error, Pause};
-use crate::engine::{self, Container};
+use crate::engine::{Container, Init, Status};
 use crate::guard::{self, Frozen};
 use crate::sys::cgroup::Cgroups;
+
+/// The first process of a container whose program has been started. Before that there is one, too, and it is the runtime's:
+/// frozen it could not be told to start, and `podman run` would fail because of us.
+fn runs(container: &Container) -> Option<Init> {
+    container.init.filter(|_| container.status != Status::Created)
+}
 
 /// A container that does not change, as far as the user asked for that; [`end`](Self::end) lets go of it.
 pub(super) enum Hold {
     /// Frozen, by us or by its user.
     Frozen(Frozen),
-    /// It has no process.
+    /// It has no process, or none of its own yet.
     Stopped,
     /// It runs: `pause=none`.
     Running,
@@ -25,7 +31,7 @@ pub(super) struct Held {
 
 impl Hold {
     pub(super) fn take(context: &Context<'_>, container: &Container, pause: Pause) -> Result<Hold, Error> {
-        let Some(init) = container.init else { return Ok(Hold::Stopped) };
+        let Some(init) = runs(container) else { return Ok(Hold::Stopped) };
         if pause == Pause::None {
             return Ok(Hold::Running);
         }
@@ -59,7 +65,7 @@ impl Hold {
                 match now.filter(|now| now.created == container.created) {
                     // Removed, perhaps made anew under its id: its files may have gone while they were read.
                     None => Err(Error::Removed(container.name.clone())),
-                    Some(now) if now.init.is_some() => Err(Error::Started(container.name.clone())),
+                    Some(now) if runs(now).is_some() => Err(Error::Started(container.name.clone())),
                     Some(_) => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
                 }
             }

@@ -27,6 +27,8 @@ mod gc;
 mod guard;
 // What other tools make of the images of real containers.
 mod interop;
+// The daemon killed at any moment of a commit.
+mod kill;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.

@@ -46,6 +46,11 @@ impl Place {
         Place::at(tempfile::tempdir_in("/scratch").unwrap(), true)
     }
 
+    /// One in the lab, on a real file system.
+    pub(crate) fn on_disk() -> Place {
+        Place::at(tempfile::tempdir_in("/scratch").unwrap(), false)
+    }
+
     fn at(root: TempDir, has_podman: bool) -> Place {
         for directory in ["mnt", "store", "runc", "crun", "podman", "podman-run"] {
             fs::create_dir(root.path().join(directory)).unwrap();
