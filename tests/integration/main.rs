@@ -19,6 +19,8 @@ mod engines;
 mod gc;
 // Freezing, and who thaws when the daemon dies.
 mod guard;
+// A layer's bytes: frames, seek table, retraction, failures, memory.
+mod layer;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.
