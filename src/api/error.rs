@@ -155,6 +155,8 @@ fn image_kind(error: &image::Error) -> ErrorKind {
     match error {
         image::Error::Store(error) => store_kind(error),
         image::Error::Write(_)
+        | image::Error::ReadBack(_)
+        | image::Error::NotInLayer { .. }
         | image::Error::Malformed { .. }
         | image::Error::BaseConfig(_)
         | image::Error::Encode(_) => ErrorKind::Io,

@@ -40,6 +40,15 @@ impl BlobWriter {
         Ok(BlobWriter { hold: Arc::clone(hold), path, file: Some(file), failure: None, hasher: Hasher::new() })
     }
 
+    /// What has been written so far, to read.
+    ///
+    /// Errors: the disk's.
+    pub fn reopen(&self) -> Result<File, Error> {
+        let disk = &self.hold.inner().disk;
+        let gone = || Error::Corrupt { path: disk.full(&self.path), reason: "it is gone".to_owned() };
+        disk.open(&self.path)?.ok_or_else(gone)
+    }
+
     /// Make the bytes durable and the blob visible; returns its digest and length.
     ///
     /// The blob's *name* becomes durable with the first image that is named after it: [`Store::tag`] sees to that.

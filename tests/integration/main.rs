@@ -29,6 +29,8 @@ mod guard;
 mod interop;
 // The daemon killed at any moment of a commit.
 mod kill;
+// A layer's bytes: frames, seek table, retraction, failures, memory.
+mod layer;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.
