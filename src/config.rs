@@ -9,7 +9,7 @@ pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
 pub const OPTIONS: [(&str, &str, &str); 9] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
-    ("group", "NAME", "the group that may write to control files besides root"),
+    ("gid", "GROUP", "the group, by name or number, that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
     ("crun-root", "DIR", "a state directory of crun to look in; may be repeated (default /run/crun)"),
     ("podman-root", "DIR", "podman's --root (default: podman's own)"),
@@ -72,7 +72,7 @@ const IGNORED_PREFIXES: [&str; 8] =
 pub struct Options {
     /// `store=`: absolute.
     pub store: PathBuf,
-    /// `group=`: a name or a number, not looked up yet.
+    /// `gid=`: a name or a number, not looked up yet.
     pub group: Option<String>,
     /// `runc-root=`, in the order given; empty for the default.
     pub runc_roots: Vec<PathBuf>,
@@ -197,6 +197,8 @@ impl Options {
             Some((name, value)) => (name, Some(value)),
             None => (option, None),
         };
+        // What it was called before: mount(8) takes `group`, with or without a value, for its own and tells no helper.
+        let name = if name == "group" && value.is_some() { "gid" } else { name };
         match (name, value) {
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,
@@ -225,7 +227,7 @@ impl Options {
         };
         match option {
             "store" => self.store = path()?,
-            "group" => self.group = Some(value.to_owned()),
+            "gid" => self.group = Some(value.to_owned()),
             "runc-root" => self.runc_roots.push(path()?),
             "crun-root" => self.crun_roots.push(path()?),
             "podman-root" => self.podman_root = Some(path()?),
