@@ -273,6 +273,11 @@ impl World {
         self.open_as(path, Access { read: true, write: true, nonblock: false }, me())
     }
 
+    /// `exec 3< PATH`
+    pub(crate) fn open_read(&self, path: &str) -> Open<'_> {
+        self.open_as(path, Access { read: true, write: false, nonblock: false }, me()).unwrap()
+    }
+
     pub(crate) fn open_as(&self, path: &str, access: Access, caller: Caller) -> Result<Open<'_>, Error> {
         self.open_ino(self.ino(path)?, access, caller)
     }
