@@ -37,6 +37,8 @@ mod layering;
 mod mount;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// Control files as people write to them.
+mod shells;
 // The bytes of a layer.
 mod tar;
 // What the tree shows, file by file, and against a model.
