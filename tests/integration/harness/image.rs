@@ -122,7 +122,7 @@ fn unpack(media_type: &str, blob: &[u8]) -> Vec<u8> {
         MEDIA_TYPE_LAYER_ZSTD => zstd::stream::decode_all(blob).unwrap(),
         MEDIA_TYPE_LAYER_GZIP => {
             let mut tar = Vec::new();
-            flate2::read::GzDecoder::new(blob).read_to_end(&mut tar).unwrap();
+            flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut tar).unwrap();
             tar
         }
         other => panic!("{other} is no layer's media type"),
