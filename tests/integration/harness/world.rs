@@ -264,7 +264,7 @@ impl World {
         let open = self.open(path)?;
         let truncate = Change { size: Some(0), ..Change::default() };
         self.tree.set_attr(self.ino(path)?, truncate)?;
-        open.write(&format!("{text}\n"))
+        open.write(format!("{text}\n"))
     }
 
     /// `echo LINE > containers/NAME/commit`
