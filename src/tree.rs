@@ -188,8 +188,8 @@ impl Tree {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
         }
         let handle = match &node {
-            Node::Blob(_, digest) => {
-                let file = Arc::new(self.api.open_blob(digest)?);
+            Node::Blob(key, digest) => {
+                let file = Arc::new(self.api.open_blob(key, digest)?);
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
             }
@@ -295,7 +295,9 @@ impl Tree {
                 self.api.authorise(caller.tid)?;
                 self.api.remove_image(&key.name)
             }
-            Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
+            Node::Images(prefix) if !prefix.is_empty() => {
+                Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image"))
+            }
             node if node.kind() == Kind::Directory => Err(fixed()),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
         }
@@ -452,7 +454,12 @@ impl Tree {
             Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
             node if node.is_control() => Ok(0),
             node => match node.kind() {
-                Kind::File => Ok(self.text(node)?.len() as u64),
+                Kind::File => match self.text(node) {
+                    Ok(text) => Ok(text.len() as u64),
+                    // What is not there yet can be looked at; reading it says why.
+                    Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
+                    Err(error) => Err(error),
+                },
                 Kind::Symlink | Kind::Directory => Ok(0),
             },
         }

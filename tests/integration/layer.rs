@@ -1,6 +1,8 @@
 //! The layer writer: what any decoder makes of a blob, whatever was written, retracted, or went wrong.
 
+mod memory;
 mod model;
+mod tools;
 
 use std::io::{self, Read, Write};
 use std::num::NonZero;
@@ -276,6 +278,34 @@ fn a_full_disk_ends_every_writer_cleanly() {
     }
     disk.set_plan(Plan::Sound);
     assert_eq!(std::fs::read_dir(place.path().join("store/stage")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_full_disk_ends_a_retraction_cleanly() {
+    let place = scratch();
+    let disk = CrashBackend::new(&place.path().join("store"), Plan::Sound);
+    let store = Store::open(Arc::new(disk.clone())).unwrap();
+    let lease = store.lease().unwrap();
+    // Too little for threads, so that the operations always come in one order. A frame in the middle is encoded again.
+    let retract = |plan: Plan| {
+        let mut writer = writer(&lease, ZSTD, 2);
+        write_entries(&mut writer, &[600_000, 10, 20, 100_000]);
+        disk.set_plan(plan);
+        let retracted = writer.retract(vec![600_512..601_034], &lease);
+        if retracted.is_err() {
+            assert!(writer.write_all(b"more").is_err());
+            assert!(writer.finish().is_err());
+        }
+        retracted
+    };
+    retract(Plan::Sound).unwrap();
+    // The last two remove the old blob and the new one, for which the lease would do.
+    let operations = disk.count() - 2;
+    assert!(operations >= 5, "{operations}");
+    for failing in 0..operations {
+        let error = retract(Plan::FailOnly(failing, ENOSPC)).expect_err("operation failed");
+        assert!(matches!(error, Error::Store(store::Error::NoSpace { .. })), "operation {failing}: {error:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The one integration test binary: a module is a subject.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "clippy.toml exempts only functions marked #[test]")]
+#![allow(clippy::single_range_in_vec_init, reason = "a vector of ranges is what is meant")]
 #![allow(clippy::print_stdout, reason = "measurements, with --nocapture")]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]

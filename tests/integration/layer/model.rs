@@ -69,7 +69,7 @@ fn check(compression: Compression, workers: usize, acts: &[Act]) {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 64, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: 40, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn what_was_retracted_was_never_written(
@@ -115,10 +115,10 @@ fn untouched_frames_are_the_same_bytes() {
 fn ranges_that_are_not_in_the_layer_are_refused() {
     let (_place, store) = store();
     let lease = store.lease().unwrap();
-    for ranges in [vec![0..101], vec![50..60, 10..20], vec![10..30, 20..40]] {
+    for ranges in [[0..101, 200..300], [50..60, 10..20], [10..30, 20..40]] {
         let mut writer = writer(&lease, ZSTD, 1);
         writer.write_all(&[1; 100]).unwrap();
-        let error = writer.retract(ranges, &lease).unwrap_err();
+        let error = writer.retract(ranges.into(), &lease).unwrap_err();
         assert!(matches!(error, Error::NotInLayer { .. }), "{error}");
     }
 }
