@@ -132,7 +132,7 @@ impl Tree {
     pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
         if change.owner || change.mode {
-            return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set group= when mounting"));
+            return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set gid= when mounting"));
         }
         if !node.is_control() {
             return Err(Error::new(ErrorKind::Denied, "only control files can be written"));
