@@ -72,10 +72,13 @@ impl Write for BlobWriter {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
-                let copy = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
-                self.failure = Some(self.hold.inner().disk.error("write", &self.path, copy));
+                let copy = || error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                let tell = || self.hold.inner().disk.error("write", &self.path, copy());
+                // Once for whoever writes, with the file and the remedy, and once for `finish`.
+                let told = io::Error::new(error.kind(), tell());
+                self.failure = Some(tell());
                 self.file = None;
-                Err(error)
+                Err(told)
             }
         }
     }
