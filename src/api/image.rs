@@ -105,8 +105,7 @@ impl Snapfs {
     /// Delete the name; blobs that nobody refers to are collected afterwards.
     pub fn remove_image(&self, name: &ImageName) -> Result<(), Error> {
         self.store.remove(name)?;
-        // A full channel already holds the request that this one would be.
-        let _ = self.collect.try_send(());
+        self.collect_soon();
         Ok(())
     }
 
@@ -114,7 +113,7 @@ impl Snapfs {
     pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
         let replace = if replace { Replace::Allowed } else { Replace::Refused };
         self.store.rename(from, to, replace)?;
-        let _ = self.collect.try_send(());
+        self.collect_soon();
         Ok(())
     }
 
