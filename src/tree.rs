@@ -480,7 +480,8 @@ fn mode(node: &Node) -> u16 {
     match node {
         Node::Root => 0o755,
         Node::RootFile(_) => 0o444,
-        Node::Images(_) => 0o770,
+        // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
+        Node::Images(_) | Node::Image(_) => 0o770,
         node if node.is_control() => 0o660,
         node => match node.kind() {
             Kind::Directory => 0o750,
