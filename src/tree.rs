@@ -295,9 +295,7 @@ impl Tree {
                 self.api.authorise(caller.tid)?;
                 self.api.remove_image(&key.name)
             }
-            Node::Images(prefix) if !prefix.is_empty() => {
-                Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image"))
-            }
+            Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
         }

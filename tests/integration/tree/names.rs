@@ -136,7 +136,7 @@ fn only_images_can_be_moved_and_removed() {
         ("images/img/digest", ErrorKind::NotDirectory),
         ("containers/web", ErrorKind::Denied),
         ("jobs/1", ErrorKind::Denied),
-        ("/images", ErrorKind::Denied),
+        ("/images", ErrorKind::NotEmpty),
     ];
     for (path, kind) in rows {
         assert_eq!(rmdir(&world, path).unwrap_err().kind, kind, "{path}");
