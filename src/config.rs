@@ -162,6 +162,12 @@ pub enum Error {
         /// The value.
         value: String,
     },
+    /// mount(8) has a `group` of its own and passes it to nobody: it must not seem to work where mount(8) has no hand in it.
+    #[error("mount option \"group={group}\" does not pass through mount(8); use gid={group}")]
+    Group {
+        /// The value.
+        group: String,
+    },
     /// It would let a file in an image give rights on the host.
     #[error(
         "mount option \"{option}\" is refused: set-user-ID programs and devices in images stay inert; leave it out"
@@ -197,8 +203,6 @@ impl Options {
             Some((name, value)) => (name, Some(value)),
             None => (option, None),
         };
-        // What it was called before: mount(8) takes `group`, with or without a value, for its own and tells no helper.
-        let name = if name == "group" && value.is_some() { "gid" } else { name };
         match (name, value) {
             ("ro", None) => self.read_only = true,
             ("rw", None) => self.read_only = false,
@@ -206,7 +210,8 @@ impl Options {
             ("exec", None) => self.no_exec = false,
             ("remount", None) => self.remount = true,
             ("suid" | "dev", None) => return Err(Error::Unsafe { option: option.to_owned() }),
-            // `group` alone is mount(8)'s, and so are some others: they come before ours.
+            ("group", Some(group)) => return Err(Error::Group { group: group.to_owned() }),
+            // mount(8)'s, and so not ours.
             (_, None) if IGNORED.contains(&name) => {}
             _ if IGNORED_PREFIXES.iter().any(|prefix| option.starts_with(prefix)) => {}
             _ => match OPTIONS.iter().find(|(known, ..)| *known == name) {

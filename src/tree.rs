@@ -305,8 +305,9 @@ impl Tree {
 
     /// `mv images/a images/b`: rename an image, replacing an image of the new name unless `no_replace`.
     ///
-    /// mv(1) takes an existing image for a directory to move into; an image inside an image makes no sense, so this
-    /// too replaces it.
+    /// mv(1) takes an existing image for a directory to move into, and asks for `b/a`. An image inside an image makes no
+    /// sense, so this too replaces `b`. There is no `b/a` that `no_replace`, which coreutils' mv always says first, could
+    /// protect: only `mv -T` can be told to spare `b`.
     pub fn rename(
         &self,
         parent: u64,
@@ -319,15 +320,15 @@ impl Tree {
         let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
         let Node::Image(source) = source else { return Err(fixed()) };
-        let target = match self.node(new_parent)? {
-            Node::Images(prefix) => images::join(&prefix, new_name),
-            Node::Image(target) if new_name == name => target.name.to_string(),
+        let (target, replace) = match self.node(new_parent)? {
+            Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
+            Node::Image(target) if new_name == name => (target.name.to_string(), true),
             _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
         };
         let target: ImageName =
             target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
         self.api.authorise(caller.tid)?;
-        self.api.rename_image(&source.name, &target, !no_replace)
+        self.api.rename_image(&source.name, &target, replace)
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.

@@ -36,7 +36,8 @@ fn what_fstab_and_systemd_add_is_accepted() {
 #[test]
 fn group_alone_belongs_to_mount() {
     assert_eq!(parse("group").unwrap().group, None);
-    assert_eq!(parse("gid=adm,group=wheel,group").unwrap().group.as_deref(), Some("wheel"));
+    assert_eq!(parse("gid=adm,gid=wheel,group").unwrap().group.as_deref(), Some("wheel"));
+    assert_eq!(parse("group=wheel").unwrap_err(), Error::Group { group: "wheel".to_owned() });
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod harness;
 
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
+// What a person finds right after something ended or failed.
+mod aftermath;
 // What a container changed, on real overlay mounts.
 mod changeset;
 // What an image of a commit consists of.
