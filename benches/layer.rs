@@ -1,4 +1,4 @@
-//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY]`. Tables for docs/performance.md.
+//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY] [--files]`, the last table alone with `--files`. Tables for docs/performance.md.
 //!
 //! Without a directory, about 500 MB of this machine's /usr are copied to one next to the build. Everything is compared
 //! in one run, taking turns, because a machine's speed changes from minute to minute; `tar` and `zstd` must be installed.
@@ -35,8 +35,11 @@ fn main() {
     let entries = entries(&bytes);
     println!("{} entries, {:.0} MiB of tar, {} processors\n", entries.len(), bytes.len() as f64 / MIB, processors());
 
-    frame_sizes(&bytes, &entries);
-    writers(&store, &bytes, &entries);
+    if !std::env::args().any(|argument| argument == "--files") {
+        frame_sizes(&bytes, &entries);
+        writers(&store, &bytes, &entries);
+    }
+    drop(bytes);
     side_by_side(&store, &tree);
 }
 
@@ -103,6 +106,14 @@ fn seconds(act: impl FnOnce()) -> f64 {
     let start = Instant::now();
     act();
     start.elapsed().as_secs_f64()
+}
+
+/// Processor time of this process and of its children that have ended, in seconds (proc(5): fields 14 to 17 of stat).
+fn processor_time() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(4);
+    // The unit is 1/100 s on every architecture that Linux has.
+    fields.map(|field| field.parse::<f64>().unwrap() / 100.0).sum()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -236,23 +247,26 @@ fn side_by_side(store: &Store, tree: &Path) {
         ("snapfs: both hashes, a blob in memory", Box::new(|| layer(&in_memory, tree))),
     ];
     let mut times: Vec<Vec<f64>> = ways.iter().map(|_| Vec::new()).collect();
+    let mut loads = times.clone();
     for turn in 0..=TURNS {
-        for ((_, act), times) in ways.iter().zip(&mut times) {
+        for (((_, act), times), loads) in ways.iter().zip(&mut times).zip(&mut loads) {
+            let before = processor_time();
             let time = seconds(act);
             // The first turn warms the page cache.
             if turn > 0 {
                 times.push(time);
+                loads.push(processor_time() - before);
             }
         }
         // What one way left to write must not slow the next turn.
         std::thread::sleep(Duration::from_millis(200));
     }
-    println!("| from files | median s | range | median of the ratios |\n|---|---|---|---|");
+    println!("| from files | wall, s | range | processor, s | wall, median of the ratios |\n|---|---|---|---|---|");
     let base = times[0].clone();
-    for ((name, _), times) in ways.iter().zip(times) {
+    for (((name, _), times), loads) in ways.iter().zip(times).zip(loads) {
         let ratio = median(times.iter().zip(&base).map(|(time, base)| time / base).collect());
-        let (least, most) =
-            times.iter().fold((f64::MAX, 0_f64), |(least, most), time| (least.min(*time), most.max(*time)));
-        println!("| {name} | {:.2} | {least:.2} - {most:.2} | {ratio:.2} |", median(times));
+        let range = times.iter().fold((f64::MAX, 0_f64), |(least, most), time| (least.min(*time), most.max(*time)));
+        let (time, load) = (median(times), median(loads));
+        println!("| {name} | {time:.2} | {:.2} - {:.2} | {load:.2} | {ratio:.2} |", range.0, range.1);
     }
 }
