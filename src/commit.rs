@@ -63,7 +63,12 @@ pub fn commit(
     let held = hold.end(context, container)?;
 
     progress.enter("finishing");
-    let annotations = annotations(container, &parent, options, &held, &captured);
+    let mut annotations = annotations(container, &parent, options, &held, &captured);
+    // Not the same twice, so that it has no place in an image that is to be.
+    if clock.source_date_epoch().is_none() {
+        let frozen = held.frozen_for.as_micros().to_string();
+        annotations.insert(annotation::FROZEN_MICROSECONDS.to_owned(), frozen);
+    }
     let layer = captured.layer.map(LayerWriter::finish).transpose()?;
     let history = History {
         created: clock.now(),
@@ -158,7 +163,6 @@ fn annotations(
     set(annotation::CONTAINER_ID, container.id.clone());
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
-    set(annotation::FROZEN_MICROSECONDS, held.frozen_for.as_micros().to_string());
     let counts =
         [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {

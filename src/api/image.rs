@@ -65,7 +65,8 @@ impl Snapfs {
         if let Some(image) = self.images.lock().get(&key.manifest.digest) {
             return Ok(Arc::clone(image));
         }
-        let image = Arc::new(Image::open(&self.store, &key.manifest)?);
+        let image = Image::open(&self.store, &key.manifest).map_err(|error| self.unless_gone(key, error.into()))?;
+        let image = Arc::new(image);
         let mut images = self.images.lock();
         if images.len() >= KEPT_IMAGES {
             images.clear();
@@ -90,9 +91,19 @@ impl Snapfs {
         canonical_json(&index).map_err(|error| internal(&error))
     }
 
-    /// Open a blob for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
-    pub fn open_blob(&self, digest: &Digest) -> Result<std::fs::File, Error> {
-        Ok(self.store.open_blob(digest)?)
+    /// Open a blob of an image for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
+    pub fn open_blob(&self, key: &ImageKey, digest: &Digest) -> Result<std::fs::File, Error> {
+        self.store.open_blob(digest).map_err(|error| self.unless_gone(key, error.into()))
+    }
+
+    /// `error`, unless the name stands for this image no more: then its blobs are missing because nobody needs them.
+    fn unless_gone(&self, key: &ImageKey, error: Error) -> Error {
+        let is_there = self.store.record(&key.name).is_some_and(|record| record.manifest == key.manifest);
+        if is_there {
+            return error;
+        }
+        let gone = format!("the image that {} was is deleted; look the name up again", key.name);
+        Error::new(ErrorKind::Stale, gone)
     }
 
     /// When the name was last set.

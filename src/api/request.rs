@@ -82,7 +82,7 @@ impl Snapfs {
     fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
         let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
-        let _masked = self.mask_freeze(key);
+        let masked = self.mask_freeze(key);
         let context = commit::Context {
             store: &self.store,
             engine,
@@ -90,8 +90,11 @@ impl Snapfs {
             clock: self.clock,
             freeze_limit: self.freeze_limit,
         };
-        let manifest = commit::commit(&context, &container, options, progress)?;
-        Ok(manifest.digest.to_string())
+        let manifest = commit::commit(&context, &container, options, progress);
+        // A listing made while the container stood still would call it paused once the mask is off.
+        self.engines.containers_now();
+        drop(masked);
+        Ok(manifest?.digest.to_string())
     }
 
     fn last_running(&self, key: &ContainerKey) -> Option<JobId> {

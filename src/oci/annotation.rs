@@ -21,7 +21,7 @@ pub const CONTAINER_ID: &str = "io.snapfs.container.id";
 pub const ENGINE: &str = "io.snapfs.engine";
 /// How the container was held still: `full`, `none`, `stop`, or `paused` when its user had paused it.
 pub const PAUSE: &str = "io.snapfs.pause";
-/// How long the container was frozen, in whole microseconds.
+/// How long the container was frozen, in whole microseconds; left out under `SOURCE_DATE_EPOCH`.
 pub const FROZEN_MICROSECONDS: &str = "io.snapfs.frozen_us";
 /// How many files changed under the reader (`pause=none`), and are therefore not as they were at any one time.
 pub const TORN_FILES: &str = "io.snapfs.torn_files";

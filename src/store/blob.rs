@@ -107,14 +107,17 @@ impl Inner {
     /// Give the durable file at `staged` its name among the blobs.
     fn publish(&self, staged: &Path, digest: Digest, size: u64) -> Result<(), Error> {
         let path = layout::blob(&digest);
-        if !self.disk.link(staged, &path)? && !self.is_sound(&path, &digest, size) {
-            // Neither trusted nor destroyed: the good bytes take the name in one step, so that an image that needs
-            // them never misses the blob.
-            match self.disk.stat(&path)? {
-                Some((FileKind::File, _)) => self.disk.quarantine_copy(&path)?,
-                _ => self.disk.quarantine(&path)?,
-            };
-            self.disk.rename(staged, &path)?;
+        if !self.disk.link(staged, &path)? {
+            let found = self.disk.stat(&path)?;
+            if !self.is_sound(found, &path, &digest, size) {
+                // Neither trusted nor destroyed: the good bytes take the name in one step, so that an image that needs
+                // them never misses the blob.
+                match found {
+                    Some((FileKind::File, _)) => self.disk.quarantine_copy(&path)?,
+                    _ => self.disk.quarantine(&path)?,
+                };
+                self.disk.rename(staged, &path)?;
+            }
         }
         self.sound.lock().insert(digest);
         Ok(())
@@ -122,10 +125,9 @@ impl Inner {
 
     /// Whether the blob that is there is the one it is named after. One that this daemon wrote or hashed is taken at
     /// its length; one that an earlier daemon left is hashed once.
-    fn is_sound(&self, path: &Path, digest: &Digest, size: u64) -> bool {
-        match self.disk.stat(path) {
-            Ok(Some((FileKind::File, found))) if found == size => {}
-            _ => return false,
+    fn is_sound(&self, found: Option<(FileKind, u64)>, path: &Path, digest: &Digest, size: u64) -> bool {
+        if found != Some((FileKind::File, size)) {
+            return false;
         }
         let known = self.sound.lock().contains(digest);
         known || hash_file(&self.disk, path).is_ok_and(|found| found == Some(*digest))

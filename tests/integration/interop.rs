@@ -405,7 +405,7 @@ fn an_image_of_podman_belongs_to_one_instance_as_well() {
     let live = |id: u64| {
         let container = podman.start("web", &["localhost/app:1", "sh", "-c", &script(id)]);
         thread::sleep(Duration::from_millis(id * 37 % 200));
-        if id % 3 > 0 {
+        if !id.is_multiple_of(3) {
             run(&["podman", "kill", "web"]);
         }
         drop(container);

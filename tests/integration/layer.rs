@@ -291,7 +291,7 @@ fn a_full_disk_ends_a_retraction_cleanly() {
         let mut writer = writer(&lease, ZSTD, 2);
         write_entries(&mut writer, &[600_000, 10, 20, 100_000]);
         disk.set_plan(plan);
-        let retracted = writer.retract([600_512..601_034].into(), &lease);
+        let retracted = writer.retract(vec![600_512..601_034], &lease);
         if retracted.is_err() {
             assert!(writer.write_all(b"more").is_err());
             assert!(writer.finish().is_err());

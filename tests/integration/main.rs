@@ -1,5 +1,6 @@
 //! The one integration test binary: a module is a subject.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "clippy.toml exempts only functions marked #[test]")]
+#![allow(clippy::single_range_in_vec_init, reason = "a vector of ranges is what is meant")]
 #![allow(clippy::print_stdout, reason = "measurements, with --nocapture")]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]
@@ -9,6 +10,8 @@ mod harness;
 
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
+// What a person finds right after something ended or failed.
+mod aftermath;
 // What a container changed, on real overlay mounts.
 mod changeset;
 // What an image of a commit consists of.
@@ -37,6 +40,8 @@ mod layering;
 mod mount;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// Control files as people write to them.
+mod shells;
 // The bytes of a layer.
 mod tar;
 // What the tree shows, file by file, and against a model.

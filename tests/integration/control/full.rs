@@ -22,7 +22,7 @@ impl Small {
         let (image, at) = (directory.path().join("disk"), directory.path().join("at"));
         fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
         fs::create_dir(&at).unwrap();
-        run("mkfs.ext4", &["-q", "-m", "0", image.to_str().unwrap()]);
+        run("mkfs.ext4", &["-q", "-m", "0", "-b", "4096", image.to_str().unwrap()]);
         run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
         Small { at, _directory: directory }
     }

@@ -56,7 +56,7 @@ fn what_cannot_be_understood() {
     let unknown = Row::from((b"img option-", ErrorKind::Invalid, &["no option"]));
     let rows = SYNTAX.iter().copied().chain([unknown]);
     let long = (long.as_slice(), ErrorKind::Invalid, ["4096 bytes at most"].as_slice());
-    for (line, kind, says) in rows.map(|(line, kind, says)| (line, kind, says)).chain([long]) {
+    for (line, kind, says) in rows.chain([long]) {
         let shown = line[..line.len().min(60)].escape_ascii();
         let open = world.open(COMMIT).unwrap();
         let error = open.write(line).unwrap_err();

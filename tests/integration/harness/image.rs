@@ -73,6 +73,15 @@ pub(crate) fn verify(store: &Store, record: &Record) -> BTreeSet<Digest> {
     blobs
 }
 
+/// An image configuration whose layers have these tars, with `more` fields.
+pub(crate) fn config_with(tars: &[Vec<u8>], more: &[(&str, Value)]) -> Vec<u8> {
+    let mut config: Value = serde_json::from_slice(&crate::harness::engine::config_of(tars)).unwrap();
+    for (field, value) in more {
+        config[field] = value.clone();
+    }
+    serde_json::to_vec(&config).unwrap()
+}
+
 /// An image of a commit, read by other code than the product's.
 #[derive(Debug)]
 pub(crate) struct Whole {

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,18 @@ pub(crate) fn can_mount() -> bool {
 /// Whether this is the lab, where there are engines and files may be installed.
 pub(crate) fn in_lab() -> bool {
     crate::harness::have("lab")
+}
+
+/// Install in the lab, once, what this test was built with.
+pub(crate) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let built = Path::new(SNAPFS).parent().unwrap();
+        let release = format!("release={}", built.display());
+        let mut make = command("make");
+        let output = make.args(["--directory", env!("CARGO_MANIFEST_DIR"), "install", &release]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
 }
 
 /// A directory to mount on and a store, both forgotten at the end, and what is mounted there is detached.

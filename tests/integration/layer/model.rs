@@ -103,7 +103,7 @@ fn untouched_frames_are_the_same_bytes() {
     write_entries(&mut writer, &lengths);
     // The entry of 10 bytes, which shares its frame with its neighbours.
     let begin = 70_512 + 200_512;
-    writer.retract([begin..begin + 522].into(), &lease).unwrap();
+    writer.retract(vec![begin..begin + 522], &lease).unwrap();
     let retracted = finish(&store, writer);
     let (before, after) = (seek(&untouched.blob), seek(&retracted.blob));
     assert_eq!(before.len(), after.len());
