@@ -170,13 +170,21 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
         E::Started(_) => ErrorKind::Busy,
+        E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
         E::Image(error) => image_kind(error),
         E::Store(error) => store_kind(error),
         E::Cancelled(_) => ErrorKind::Cancelled,
-        E::Changes(_) | E::Tar(_) | E::BaseDiffers { .. } | E::BaseRead(_) | E::BaseConfig(_) => ErrorKind::Io,
+        E::Changes(_)
+        | E::Tar(_)
+        | E::InUse(_)
+        | E::Aside { .. }
+        | E::NotAside { .. }
+        | E::BaseDiffers { .. }
+        | E::BaseRead(_)
+        | E::BaseConfig(_) => ErrorKind::Io,
     }
 }
 

@@ -91,7 +91,7 @@ impl World {
             guard: Arc::clone(&guard),
             clock: setup.clock,
             workers: setup.workers,
-            freeze_limit: LIMIT,
+            freeze_limit: Some(LIMIT),
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {
