@@ -192,8 +192,9 @@ mod tests {
     fn what_this_process_holds_is_found() {
         let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let make = |name: &str, flags: i32| {
-            let file = File::options().create(true).read(true).write(true).truncate(false).custom_flags(flags);
-            file.clone().open(temp.path().join(name)).unwrap()
+            let mut options = File::options();
+            options.create(true).read(true).write(true).truncate(false).custom_flags(flags);
+            options.open(temp.path().join(name)).unwrap()
         };
         let plain = make("plain", 0);
         let direct = make("direct", libc::O_DIRECT);

@@ -33,6 +33,8 @@ mod layering;
 mod mount;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// A container that is frozen for a moment, with processes in it that write all the time.
+mod seal;
 // The bytes of a layer.
 mod tar;
 // What the tree shows, file by file, and against a model.
