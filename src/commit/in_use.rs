@@ -55,6 +55,8 @@ impl Names {
 
     /// Whether `entry` is one of these files, or cannot be told from them.
     pub(super) fn are_in(&self, files: &HashSet<Numbers>, entry: &Entry) -> bool {
-        !files.is_empty() && self.0.get(&entry.path).is_none_or(|all| all.iter().any(|one| files.contains(one)))
+        !files.is_empty()
+            && entry.kind == Kind::File
+            && self.0.get(&entry.path).is_none_or(|all| all.iter().any(|one| files.contains(one)))
     }
 }

@@ -43,6 +43,7 @@ fn runs() {
         "change" => {
             for n in 0.. {
                 step(&root, n);
+                thread::sleep(Duration::from_micros(300));
             }
         }
         "small" => loop {
