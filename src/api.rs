@@ -7,6 +7,7 @@ mod container;
 mod error;
 mod image;
 mod request;
+mod words;
 
 pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
@@ -29,6 +30,7 @@ use crate::guard::Guard;
 use crate::job::{Job, Jobs};
 use crate::store::Store;
 use crate::sys::clock::Clock;
+use words::Words;
 
 /// A job of this product.
 pub type SnapfsJob = Job<Error>;
@@ -59,19 +61,12 @@ pub struct Snapfs {
     clock: Clock,
     jobs: Jobs<Error>,
     images: Mutex<HashMap<Digest, Arc<Image>>>,
-    last_words: Mutex<HashMap<String, LastWords>>,
+    words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
-}
-
-/// What was last said of a subject.
-#[derive(Debug, Clone, Default)]
-struct LastWords {
-    result: String,
-    error: String,
 }
 
 impl Snapfs {
@@ -83,7 +78,9 @@ impl Snapfs {
         let on_end = Box::new(move |_| {
             let _ = waker.try_send(());
         });
-        let stopped = |why: &str| Error::new(ErrorKind::Cancelled, why);
+        let words = Arc::new(Words::default());
+        let (clock, said) = (parts.clock, Arc::clone(&words));
+        let abandoned = Box::new(move |job: &SnapfsJob, why| request::abandoned(&said, clock, job, why));
         let (collect, requests) = bounded(1);
         start_collector(parts.store.clone(), requests);
         Arc::new(Snapfs {
@@ -91,9 +88,9 @@ impl Snapfs {
             engines: parts.engines,
             guard: parts.guard,
             clock: parts.clock,
-            jobs: Jobs::new(parts.workers, on_end, stopped),
+            jobs: Jobs::new(parts.workers, on_end, abandoned),
             images: Mutex::default(),
-            last_words: Mutex::default(),
+            words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,
             wake,
@@ -130,6 +127,12 @@ impl Snapfs {
     /// Cancel every job and wait until none runs: no container stays frozen behind a daemon that ends in order.
     pub fn shut_down(&self) {
         self.jobs.shut_down();
+    }
+
+    /// Have garbage collected soon, by somebody else.
+    fn start_collection(&self) {
+        // A full channel already holds the request that this one would be.
+        let _ = self.collect.try_send(());
     }
 
     /// The state of the daemon, one `key value` a line.

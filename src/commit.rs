@@ -8,7 +8,6 @@ mod base;
 mod error;
 mod hold;
 mod in_use;
-mod layer;
 mod layout;
 mod options;
 mod seal;
@@ -23,14 +22,13 @@ use std::time::Duration;
 use crate::changeset::{self, Changes, Snapshot, escape, tar};
 use crate::engine::{Container, Engine};
 use crate::guard::Guard;
-use crate::image::{Draft, History, Parent};
+use crate::image::{Draft, History, LayerWriter, Parent};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::store::{Lease, Record, Replace, Store};
 use crate::sys::clock::Clock;
 use hold::{Freezing, Held, Hold, SEAL_LIMIT};
 use in_use::{InUse, Names};
-use layer::LayerWriter;
 
 /// What a commit needs of its surroundings.
 #[derive(Debug)]
@@ -76,7 +74,16 @@ pub fn commit(
     };
 
     progress.enter("finishing");
-    let annotations = annotations(container, &parent, options, &held, &captured);
+    let mut annotations = annotations(container, &parent, options, &held, &captured);
+    // Not the same twice, so that it has no place in an image that is to be.
+    if clock.source_date_epoch().is_none() {
+        let frozen = held.frozen_for.as_micros().to_string();
+        annotations.insert(annotation::FROZEN_MICROSECONDS.to_owned(), frozen);
+        if let Some((rounds, bytes)) = captured.sealed {
+            annotations.insert(annotation::ROUNDS.to_owned(), rounds.to_string());
+            annotations.insert(annotation::FROZEN_BYTES.to_owned(), bytes.to_string());
+        }
+    }
     let layer = captured.layer.map(LayerWriter::finish).transpose()?;
     let history = History {
         created: clock.now(),
@@ -155,6 +162,7 @@ fn capture(
     let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
     let changes = snapshot.changes(progress)?;
     if changes.entries.is_empty() {
+        settle(&mut snapshot, &changes, container, hold, progress)?;
         return Ok(Captured::nothing(&changes));
     }
     let vanished = if hold.is_still() { tar::Vanished::Fail } else { tar::Vanished::Skip };
@@ -164,11 +172,34 @@ fn capture(
     if !in_use.untraceable.is_empty() {
         names.learn(&mut snapshot, &changes);
     }
-    let layer = LayerWriter::new(lease, options.compression)?;
+    let layer = LayerWriter::new(lease.blob()?, options.compression)?;
     let mut writer = tar::Writer::new(layer, &changes, progress, tar::Options { vanished, latest_mtime });
     layout::write(&changes, &mut writer, |entry| names.are_in(&in_use.untraceable, entry))?;
     let (written, layer) = writer.into_out()?;
+    settle(&mut snapshot, &changes, container, hold, progress)?;
     Ok(Captured::new(&changes, written, layer, progress))
+}
+
+/// Nobody can be kept from starting or removing a container without processes: that is noticed afterwards, not least that
+/// files went one by one.
+fn settle(
+    snapshot: &mut Snapshot,
+    changes: &Changes,
+    container: &Container,
+    hold: &Hold,
+    progress: &Progress,
+) -> Result<(), Error> {
+    if !matches!(hold, Hold::Stopped) {
+        return Ok(());
+    }
+    snapshot.update(false, progress)?;
+    let now = snapshot.changes(progress)?;
+    let is_same = now.entries.len() == changes.entries.len()
+        && now.entries.iter().zip(&changes.entries).all(|(now, then)| now.is_same(then));
+    if is_same && changes.vanished.is_empty() && now.vanished.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unsettled(container.name.clone()))
 }
 
 fn annotations(
@@ -185,11 +216,6 @@ fn annotations(
     set(annotation::CONTAINER_ID, container.id.clone());
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
-    set(annotation::FROZEN_MICROSECONDS, held.frozen_for.as_micros().to_string());
-    if let Some((rounds, bytes)) = captured.sealed {
-        set(annotation::ROUNDS, rounds.to_string());
-        set(annotation::FROZEN_BYTES, bytes.to_string());
-    }
     let counts =
         [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {

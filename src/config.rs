@@ -9,7 +9,7 @@ pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
 pub const OPTIONS: [(&str, &str, &str); 9] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
-    ("group", "NAME", "the group that may write to control files besides root"),
+    ("gid", "GROUP", "the group, by name or number, that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
     ("crun-root", "DIR", "a state directory of crun to look in; may be repeated (default /run/crun)"),
     ("podman-root", "DIR", "podman's --root (default: podman's own)"),
@@ -76,7 +76,7 @@ const IGNORED_PREFIXES: [&str; 8] =
 pub struct Options {
     /// `store=`: absolute.
     pub store: PathBuf,
-    /// `group=`: a name or a number, not looked up yet.
+    /// `gid=`: a name or a number, not looked up yet.
     pub group: Option<String>,
     /// `runc-root=`, in the order given; empty for the default.
     pub runc_roots: Vec<PathBuf>,
@@ -166,6 +166,12 @@ pub enum Error {
         /// The value.
         value: String,
     },
+    /// mount(8) has a `group` of its own and passes it to nobody: it must not seem to work where mount(8) has no hand in it.
+    #[error("mount option \"group={group}\" does not pass through mount(8); use gid={group}")]
+    Group {
+        /// The value.
+        group: String,
+    },
     /// It would let a file in an image give rights on the host.
     #[error(
         "mount option \"{option}\" is refused: set-user-ID programs and devices in images stay inert; leave it out"
@@ -208,7 +214,8 @@ impl Options {
             ("exec", None) => self.no_exec = false,
             ("remount", None) => self.remount = true,
             ("suid" | "dev", None) => return Err(Error::Unsafe { option: option.to_owned() }),
-            // `group` alone is mount(8)'s, and so are some others: they come before ours.
+            ("group", Some(group)) => return Err(Error::Group { group: group.to_owned() }),
+            // mount(8)'s, and so not ours.
             (_, None) if IGNORED.contains(&name) => {}
             _ if IGNORED_PREFIXES.iter().any(|prefix| option.starts_with(prefix)) => {}
             _ => match OPTIONS.iter().find(|(known, ..)| *known == name) {
@@ -229,7 +236,7 @@ impl Options {
         };
         match option {
             "store" => self.store = path()?,
-            "group" => self.group = Some(value.to_owned()),
+            "gid" => self.group = Some(value.to_owned()),
             "runc-root" => self.runc_roots.push(path()?),
             "crun-root" => self.crun_roots.push(path()?),
             "podman-root" => self.podman_root = Some(path()?),

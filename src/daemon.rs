@@ -48,8 +48,8 @@ pub enum Error {
     /// The guard.
     #[error(transparent)]
     Guard(#[from] guard::Error),
-    /// `group=`
-    #[error("there is no group {0:?}; make it with groupadd, or mount with another group=")]
+    /// `gid=`
+    #[error("there is no group {0:?}; make it with groupadd, or mount with another gid=")]
     NoGroup(String),
     /// `SOURCE_DATE_EPOCH`
     #[error("SOURCE_DATE_EPOCH={0} is no time; give seconds since 1970, or unset it")]

@@ -1,8 +1,12 @@
 //! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
 
 mod build;
+mod frame;
 mod layer;
+mod pipeline;
 mod read;
+mod retract;
+mod seek_table;
 
 pub use build::{Draft, History, Parent};
 pub use layer::{Compression, Layer, LayerWriter};
@@ -20,6 +24,17 @@ pub enum Error {
     /// The compressor or the blob's file failed.
     #[error("cannot write the layer: {0}")]
     Write(#[source] std::io::Error),
+    /// What was written of a layer could not be read again.
+    #[error("cannot read the unfinished layer back: {0}; commit again, and see the kernel's log for the disk")]
+    ReadBack(#[source] std::io::Error),
+    /// Bytes to take out of a layer are not in it, which only a defect can cause.
+    #[error("cannot take bytes {} to {} out of a layer of {length}", range.start, range.end)]
+    NotInLayer {
+        /// The bytes.
+        range: std::ops::Range<u64>,
+        /// The length of the tar, in bytes.
+        length: u64,
+    },
     /// A document is not what its media type says.
     #[error("{what} {digest} cannot be read: {reason}; run snapfs fsck")]
     Malformed {

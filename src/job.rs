@@ -45,6 +45,17 @@ pub enum Finish<E> {
     Cancelled(E),
 }
 
+/// Why a job ended without its work saying how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abandoned {
+    /// It was cancelled while it waited.
+    Cancelled,
+    /// All jobs were cancelled, or will be: [`Jobs::cancel_all`].
+    Stopping,
+    /// The work panicked.
+    Panicked,
+}
+
 /// What a job is, before it runs.
 #[derive(Debug, Clone)]
 pub struct Brief {
@@ -97,12 +108,13 @@ impl<E> Job<E> {
 
 type Work<E> = Box<dyn FnOnce(&Progress) -> Finish<E> + Send>;
 type Wake = Box<dyn Fn(JobId) + Send + Sync>;
+type Explain<E> = Box<dyn Fn(&Job<E>, Abandoned) -> E + Send + Sync>;
 
 struct Shared<E> {
     queue: Queue<(Arc<Job<E>>, Work<E>)>,
     jobs: Mutex<BTreeMap<JobId, Arc<Job<E>>>>,
     on_end: Wake,
-    stopped: fn(&str) -> E,
+    explain: Explain<E>,
 }
 
 /// All jobs of a daemon.
@@ -118,10 +130,10 @@ impl<E: Send + Sync + 'static> fmt::Debug for Jobs<E> {
 }
 
 impl<E: Send + Sync + 'static> Jobs<E> {
-    /// `workers` jobs at once. `on_end` is told of each job that ended, on the thread that ran it. `stopped` makes the
-    /// error of a job that ended without its work saying how: by a panic, or before it began.
-    pub fn new(workers: usize, on_end: Wake, stopped: fn(&str) -> E) -> Jobs<E> {
-        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_end, stopped });
+    /// `workers` jobs at once. `on_end` is told of each job that ended, on the thread that ended it. `explain` makes the
+    /// error of a job that ended without its work saying how, before anybody can see that it has ended.
+    pub fn new(workers: usize, on_end: Wake, explain: Explain<E>) -> Jobs<E> {
+        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_end, explain });
         let workers = (0..workers.max(1))
             .map(|n| {
                 let shared = Arc::clone(&shared);
@@ -132,7 +144,7 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         Jobs { shared, workers: Mutex::new(workers) }
     }
 
-    /// Admit a job.
+    /// Admit a job. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
     pub fn start(
         &self,
         brief: Brief,
@@ -147,7 +159,9 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         forget_old(&mut jobs);
         drop(jobs);
         let subject = job.brief.subject.clone();
-        self.shared.queue.push(subject, (Arc::clone(&job), Box::new(work)));
+        if self.shared.queue.push(subject, (Arc::clone(&job), Box::new(work))).is_err() {
+            self.shared.abandon(&job, Abandoned::Stopping);
+        }
         job
     }
 
@@ -177,14 +191,14 @@ impl<E: Send + Sync + 'static> Jobs<E> {
     pub fn cancel(&self, job: &Job<E>) {
         job.progress.cancel();
         if let Some((job, _)) = self.shared.queue.take(|(queued, _)| queued.id == job.id) {
-            end(&self.shared, &job, Finish::Cancelled((self.shared.stopped)("cancelled before it began")));
+            self.shared.abandon(&job, Abandoned::Cancelled);
         }
     }
 
     /// Cancel everything; what is admitted from now on never begins. Returns at once.
     pub fn cancel_all(&self) {
         for (job, _) in self.shared.queue.close() {
-            end(&self.shared, &job, Finish::Cancelled((self.shared.stopped)("the daemon is stopping")));
+            self.shared.abandon(&job, Abandoned::Stopping);
         }
         for job in self.shared.jobs.lock().values() {
             job.progress.cancel();
@@ -211,22 +225,29 @@ fn forget_old<E>(jobs: &mut BTreeMap<JobId, Arc<Job<E>>>) {
 fn work<E: Send + Sync>(shared: &Shared<E>) {
     while let Some((subject, (job, work))) = shared.queue.next() {
         job.enter(State::Running, None);
-        let finish = match catch_unwind(AssertUnwindSafe(|| work(&job.progress))) {
-            Ok(finish) => finish,
-            Err(_) => Finish::Failed((shared.stopped)("a defect in snapfs ended it; the daemon's log says where")),
-        };
+        let finish = catch_unwind(AssertUnwindSafe(|| work(&job.progress)));
         shared.queue.finished(&subject);
-        end(shared, &job, finish);
+        match finish {
+            Ok(finish) => shared.end(&job, finish),
+            Err(_) => shared.abandon(&job, Abandoned::Panicked),
+        }
     }
 }
 
-fn end<E>(shared: &Shared<E>, job: &Job<E>, finish: Finish<E>) {
-    match finish {
-        Finish::Done(text) => job.enter(State::Done, Some(Ok(text))),
-        Finish::Failed(error) => job.enter(State::Failed, Some(Err(Arc::new(error)))),
-        Finish::Cancelled(error) => job.enter(State::Cancelled, Some(Err(Arc::new(error)))),
+impl<E> Shared<E> {
+    fn abandon(&self, job: &Job<E>, why: Abandoned) {
+        let error = (self.explain)(job, why);
+        self.end(job, if why == Abandoned::Panicked { Finish::Failed(error) } else { Finish::Cancelled(error) });
     }
-    (shared.on_end)(job.id);
+
+    fn end(&self, job: &Job<E>, finish: Finish<E>) {
+        match finish {
+            Finish::Done(text) => job.enter(State::Done, Some(Ok(text))),
+            Finish::Failed(error) => job.enter(State::Failed, Some(Err(Arc::new(error)))),
+            Finish::Cancelled(error) => job.enter(State::Cancelled, Some(Err(Arc::new(error)))),
+        }
+        (self.on_end)(job.id);
+    }
 }
 
 #[cfg(test)]

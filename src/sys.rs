@@ -1,21 +1,28 @@
 //! What the kernel does for us; the only module with `unsafe`, and the only one that names nix, rustix or libc.
 
-pub mod abi;
-pub mod account;
+// Files. Three ways into a directory, by whose it is: ours to change, an engine's to read (links stay inside), a
+// container's to distrust (one name at a time, nothing followed).
 pub mod beneath;
-pub mod boot;
-pub mod cgroup;
-pub mod clock;
 pub mod copy;
-pub mod daemonize;
 pub mod dir;
-pub mod flock;
-pub mod held;
 pub mod inside;
-pub mod mount;
+
+pub mod flock;
+pub mod space;
+pub mod xattr;
+
+// Processes, and the cgroups that hold them.
+pub mod account;
+pub mod cgroup;
+pub mod daemonize;
+pub mod held;
 pub mod packet;
 pub mod process;
 mod procfs;
-pub mod space;
 mod switch;
-pub mod xattr;
+
+// The rest of the machine.
+pub mod abi;
+pub mod boot;
+pub mod clock;
+pub mod mount;

@@ -132,7 +132,7 @@ impl Tree {
     pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
         if change.owner || change.mode {
-            return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set group= when mounting"));
+            return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set gid= when mounting"));
         }
         if !node.is_control() {
             return Err(Error::new(ErrorKind::Denied, "only control files can be written"));
@@ -188,8 +188,8 @@ impl Tree {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
         }
         let handle = match &node {
-            Node::Blob(_, digest) => {
-                let file = Arc::new(self.api.open_blob(digest)?);
+            Node::Blob(key, digest) => {
+                let file = Arc::new(self.api.open_blob(key, digest)?);
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
             }
@@ -295,7 +295,9 @@ impl Tree {
                 self.api.authorise(caller.tid)?;
                 self.api.remove_image(&key.name)
             }
-            Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
+            Node::Images(prefix) if !prefix.is_empty() => {
+                Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image"))
+            }
             node if node.kind() == Kind::Directory => Err(fixed()),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
         }
@@ -303,8 +305,9 @@ impl Tree {
 
     /// `mv images/a images/b`: rename an image, replacing an image of the new name unless `no_replace`.
     ///
-    /// mv(1) takes an existing image for a directory to move into; an image inside an image makes no sense, so this
-    /// too replaces it.
+    /// mv(1) takes an existing image for a directory to move into, and asks for `b/a`. An image inside an image makes no
+    /// sense, so this too replaces `b`. There is no `b/a` that `no_replace`, which coreutils' mv always says first, could
+    /// protect: only `mv -T` can be told to spare `b`.
     pub fn rename(
         &self,
         parent: u64,
@@ -317,15 +320,15 @@ impl Tree {
         let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
         let Node::Image(source) = source else { return Err(fixed()) };
-        let target = match self.node(new_parent)? {
-            Node::Images(prefix) => images::join(&prefix, new_name),
-            Node::Image(target) if new_name == name => target.name.to_string(),
+        let (target, replace) = match self.node(new_parent)? {
+            Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
+            Node::Image(target) if new_name == name => (target.name.to_string(), true),
             _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
         };
         let target: ImageName =
             target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
         self.api.authorise(caller.tid)?;
-        self.api.rename_image(&source.name, &target, !no_replace)
+        self.api.rename_image(&source.name, &target, replace)
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.
@@ -452,7 +455,12 @@ impl Tree {
             Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
             node if node.is_control() => Ok(0),
             node => match node.kind() {
-                Kind::File => Ok(self.text(node)?.len() as u64),
+                Kind::File => match self.text(node) {
+                    Ok(text) => Ok(text.len() as u64),
+                    // What is not there yet can be looked at; reading it says why.
+                    Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
+                    Err(error) => Err(error),
+                },
                 Kind::Symlink | Kind::Directory => Ok(0),
             },
         }

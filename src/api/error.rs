@@ -155,6 +155,8 @@ fn image_kind(error: &image::Error) -> ErrorKind {
     match error {
         image::Error::Store(error) => store_kind(error),
         image::Error::Write(_)
+        | image::Error::ReadBack(_)
+        | image::Error::NotInLayer { .. }
         | image::Error::Malformed { .. }
         | image::Error::BaseConfig(_)
         | image::Error::Encode(_) => ErrorKind::Io,
@@ -169,7 +171,8 @@ fn options_kind(error: &commit::OptionsError) -> ErrorKind {
 fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
-        E::Started(_) => ErrorKind::Busy,
+        E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
+        E::Removed(_) => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
@@ -191,9 +194,10 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
 fn freeze_kind(error: &guard::Error) -> ErrorKind {
     use guard::Error as E;
     match error {
-        E::Replaced { .. } | E::Cgroup(cgroup::Error::Gone { .. }) | E::Process(process::Error::Gone { .. }) => {
-            ErrorKind::NotFound
-        }
+        // A process that is ending leaves its cgroup before it leaves the process table.
+        E::Replaced { .. }
+        | E::Cgroup(cgroup::Error::Gone { .. } | cgroup::Error::NotMember { .. })
+        | E::Process(process::Error::Gone { .. }) => ErrorKind::NotFound,
         E::Full | E::Busy { .. } | E::Thawed { .. } | E::Cgroup(cgroup::Error::NotFrozen { .. }) => ErrorKind::Busy,
         E::LimitExceeded { .. } => ErrorKind::TimedOut,
         _ => ErrorKind::Io,

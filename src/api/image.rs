@@ -50,16 +50,14 @@ impl Snapfs {
             .collect()
     }
 
-    /// What `name` is; a tag may be joined by `%3A`, for tools that split paths at a colon.
+    /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        [name, &name.replace("%3A", ":")].into_iter().find_map(|name| {
-            let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-                Some(record) => store::Entry::Image(record),
-                None if self.store.has_children(name) => store::Entry::Directory,
-                None => return None,
-            };
-            image_entry(name, entry)
-        })
+        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
+            Some(record) => store::Entry::Image(record),
+            None if self.store.has_children(name) => store::Entry::Directory,
+            None => return None,
+        };
+        image_entry(name, entry)
     }
 
     /// The image itself.
@@ -67,7 +65,8 @@ impl Snapfs {
         if let Some(image) = self.images.lock().get(&key.manifest.digest) {
             return Ok(Arc::clone(image));
         }
-        let image = Arc::new(Image::open(&self.store, &key.manifest)?);
+        let image = Image::open(&self.store, &key.manifest).map_err(|error| self.unless_gone(key, error.into()))?;
+        let image = Arc::new(image);
         let mut images = self.images.lock();
         if images.len() >= KEPT_IMAGES {
             images.clear();
@@ -92,9 +91,19 @@ impl Snapfs {
         canonical_json(&index).map_err(|error| internal(&error))
     }
 
-    /// Open a blob for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
-    pub fn open_blob(&self, digest: &Digest) -> Result<std::fs::File, Error> {
-        Ok(self.store.open_blob(digest)?)
+    /// Open a blob of an image for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
+    pub fn open_blob(&self, key: &ImageKey, digest: &Digest) -> Result<std::fs::File, Error> {
+        self.store.open_blob(digest).map_err(|error| self.unless_gone(key, error.into()))
+    }
+
+    /// `error`, unless the name stands for this image no more: then its blobs are missing because nobody needs them.
+    fn unless_gone(&self, key: &ImageKey, error: Error) -> Error {
+        let is_there = self.store.record(&key.name).is_some_and(|record| record.manifest == key.manifest);
+        if is_there {
+            return error;
+        }
+        let gone = format!("the image that {} was is deleted; look the name up again", key.name);
+        Error::new(ErrorKind::Stale, gone)
     }
 
     /// When the name was last set.
@@ -105,8 +114,7 @@ impl Snapfs {
     /// Delete the name; blobs that nobody refers to are collected afterwards.
     pub fn remove_image(&self, name: &ImageName) -> Result<(), Error> {
         self.store.remove(name)?;
-        // A full channel already holds the request that this one would be.
-        let _ = self.collect.try_send(());
+        self.start_collection();
         Ok(())
     }
 
@@ -114,7 +122,7 @@ impl Snapfs {
     pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
         let replace = if replace { Replace::Allowed } else { Replace::Refused };
         self.store.rename(from, to, replace)?;
-        let _ = self.collect.try_send(());
+        self.start_collection();
         Ok(())
     }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{ContainerKey, Error, ErrorKind, JobId, LastWords, Snapfs, SnapfsJob};
+use crate::api::words::{Asked, Words};
+use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
 use crate::commit::{self, Options};
-use crate::job::{Brief, Finish};
+use crate::engine::name;
+use crate::job::{Abandoned, Brief, Finish};
 use crate::progress::Progress;
 use crate::sys::clock::Clock;
 use crate::sys::process::Origin;
@@ -56,13 +58,17 @@ impl Snapfs {
         let options = Options::parse(line)?;
         let container = self.container(key)?;
         let detach = options.detach;
-        let command = format!("containers/{}/{} {line}", container.name, verb.as_str());
+        let command = format!("containers/{}/{} {line}", name::encode(&container.name), verb.as_str());
         let brief = Brief { command, subject: key.to_string(), uid };
         let (this, key) = (Arc::clone(self), key.clone());
         let line = format!("{} {line}", verb.as_str());
         let work = move |progress: &Progress| {
             let result = this.commit(&key, &options, progress);
             this.record(&key.to_string(), &line, uid, this.last_running(&key), &result);
+            if result.is_err() {
+                // What it had finished, such as a base layer, would fill the disk until the hour is over.
+                this.start_collection();
+            }
             match result {
                 Ok(text) => Finish::Done(text),
                 Err(error) if error.kind == ErrorKind::Cancelled => Finish::Cancelled(error),
@@ -76,7 +82,7 @@ impl Snapfs {
     fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
         let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
-        let _masked = self.mask_freeze(key);
+        let masked = self.mask_freeze(key);
         let context = commit::Context {
             store: &self.store,
             engine,
@@ -84,8 +90,11 @@ impl Snapfs {
             clock: self.clock,
             freeze_limit: self.freeze_limit,
         };
-        let manifest = commit::commit(&context, &container, options, progress)?;
-        Ok(manifest.digest.to_string())
+        let manifest = commit::commit(&context, &container, options, progress);
+        // A listing made while the container stood still would call it paused once the mask is off.
+        self.engines.containers_now();
+        drop(masked);
+        Ok(manifest?.digest.to_string())
     }
 
     fn last_running(&self, key: &ContainerKey) -> Option<JobId> {
@@ -137,12 +146,12 @@ impl Snapfs {
 
     /// What was last made of `subject`, as a control file shows it.
     pub fn last_result(&self, subject: &str) -> String {
-        self.last_words.lock().get(subject).map(|words| words.result.clone()).unwrap_or_default()
+        self.words.result(subject)
     }
 
     /// The last failed request on `subject`, in full.
     pub fn last_error(&self, subject: &str) -> String {
-        self.last_words.lock().get(subject).map(|words| words.error.clone()).unwrap_or_default()
+        self.words.error(subject)
     }
 
     /// A request that never became a job failed.
@@ -158,21 +167,7 @@ impl Snapfs {
         job: Option<JobId>,
         result: &Result<String, Error>,
     ) {
-        let job = job.map(|id| format!(" job={id}")).unwrap_or_default();
-        let head = format!("{} uid={uid}{job} {command}: ", self.clock.now());
-        let mut all = self.last_words.lock();
-        if all.len() >= REMEMBERED_SUBJECTS && !all.contains_key(subject) {
-            all.clear();
-        }
-        let words: &mut LastWords = all.entry(subject.to_owned()).or_default();
-        match result {
-            Ok(text) => words.result = format!("{head}{text}\n"),
-            Err(error) => {
-                words.error = format!("{head}{error}\n");
-                words.result = words.error.clone();
-                log::warn!("{subject}: {command}: {error}");
-            }
-        }
+        self.words.record(subject, &Asked { at: self.clock.now(), uid, job, command }, result);
     }
 
     fn mask_freeze(&self, key: &ContainerKey) -> Masked {
@@ -181,8 +176,23 @@ impl Snapfs {
     }
 }
 
-/// Of how many containers and images the last words are kept.
-const REMEMBERED_SUBJECTS: usize = 10_000;
+/// The error of a job that ended without its work saying how, told where the work would have told it.
+pub(super) fn abandoned(words: &Words, clock: Clock, job: &SnapfsJob, why: Abandoned) -> Error {
+    let error = match why {
+        Abandoned::Cancelled => Error::new(ErrorKind::Cancelled, "the job was cancelled before it began"),
+        Abandoned::Stopping => {
+            Error::new(ErrorKind::Cancelled, "the daemon is stopping; write the command again when it is back")
+        }
+        Abandoned::Panicked => {
+            Error::new(ErrorKind::Io, "a defect in snapfs ended the job; the daemon's log says where")
+        }
+    };
+    // `containers/NAME/VERB LINE`
+    let command = job.brief.command.splitn(3, '/').last().unwrap_or_default();
+    let asked = Asked { at: clock.now(), uid: job.brief.uid, job: Some(job.id), command };
+    words.record(&job.brief.subject, &asked, &Err(error.clone()));
+    error
+}
 
 /// While it lives, the container is shown as running although the freezer says otherwise.
 struct Masked {

@@ -17,8 +17,9 @@ pub(crate) const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// The longest path taken: sixteen times what the kernel takes at once. A deeper one could only fill the memory.
 const MAX_PATH: usize = 64 << 10;
-/// The most bytes that all paths of a changeset may have together, for the same reason.
-const MAX_PATHS: u64 = 1 << 30;
+/// The most bytes that all paths, link targets and extended attributes of a changeset may have together, for the same
+/// reason.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a changeset could not be found.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +96,9 @@ pub enum Error {
         path: Vec<u8>,
     },
     /// Too many paths, or too long ones.
-    #[error("too many changed files: their paths may have {MAX_PATHS} bytes together; remove some and commit again")]
+    #[error(
+        "too many changed files: their paths, link targets and extended attributes may have {MAX_BYTES} bytes together; remove some and commit again"
+    )]
     TooMany,
     /// The caller asked to stop.
     #[error(transparent)]
@@ -135,7 +138,8 @@ pub(crate) struct Collector<'a> {
     changes: Changes,
     /// The first entry of every inode that has more than one name.
     links: HashMap<(Device, u64), usize>,
-    path_bytes: u64,
+    /// What counts against [`MAX_BYTES`].
+    bytes: u64,
 }
 
 impl<'a> Collector<'a> {
@@ -149,7 +153,7 @@ impl<'a> Collector<'a> {
             dropped_xattrs: 0,
             roots,
         };
-        Collector { progress, changes, links: HashMap::new(), path_bytes: 0 }
+        Collector { progress, changes, links: HashMap::new(), bytes: 0 }
     }
 
     /// Contents will be read beneath `root` too.
@@ -232,8 +236,13 @@ impl<'a> Collector<'a> {
         if path.len() > MAX_PATH {
             return Err(Error::TooDeep { path: path[..64].to_vec() });
         }
-        self.path_bytes += path.len() as u64;
-        if self.path_bytes > MAX_PATHS {
+        let target = match &kind {
+            Kind::Symlink { target: to } | Kind::HardLink { to } => to.len(),
+            _ => 0,
+        };
+        let attributes: usize = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.bytes += (path.len() + target + attributes) as u64;
+        if self.bytes > MAX_BYTES {
             return Err(Error::TooMany);
         }
         self.changes.entries.push(Entry {
@@ -266,4 +275,27 @@ impl<'a> Collector<'a> {
 pub(crate) fn whiteout_path(path: &[u8]) -> Vec<u8> {
     let (dir, name) = split(path);
     join(dir, &[WHITEOUT_PREFIX, name].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_a_container_can_make_large_is_counted() {
+        let target = || Kind::Symlink { target: vec![b'x'; 50] };
+        let attributes = || vec![(b"user.x".to_vec(), vec![0; 44])];
+        for (kind, xattrs) in [(target(), Vec::new()), (Kind::File, attributes())] {
+            let progress = Progress::new();
+            let mut found = Collector::new(Vec::new(), &progress);
+            let mut push = |path: &[u8]| {
+                found.push(path.to_vec(), kind.clone(), false, Metadata::default(), xattrs.clone(), 0)?;
+                found.bytes = MAX_BYTES - 51;
+                Ok::<_, Error>(())
+            };
+            push(b"a").unwrap();
+            push(b"b").unwrap();
+            assert!(matches!(push(b"cd"), Err(Error::TooMany)), "{kind:?}");
+        }
+    }
 }

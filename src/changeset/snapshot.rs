@@ -23,9 +23,9 @@ use crate::sys::dir::{Device, Dir, FileType, Stat, Time, is_gone, is_mount, stat
 /// Directories held open by a walk.
 const KEEP: usize = 32;
 
-/// The longest path taken, and the most bytes of all paths together: those of a changeset.
+/// The longest path taken, and the most bytes of all that a container can make large: those of a changeset.
 const MAX_PATH: usize = 64 << 10;
-const MAX_PATHS: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 
 /// How old a change time must be for the next change to be sure to get another. The kernel before 6.13 takes change times
 /// from the timer's tick, which comes every 10 ms at the slowest (`CONFIG_HZ=100`).
@@ -60,7 +60,7 @@ pub struct Snapshot {
     directories: Vec<Directory>,
     pub(crate) vanished: Vec<Vec<u8>>,
     needs_merged: bool,
-    path_bytes: u64,
+    bytes: u64,
     objects: u64,
 }
 
@@ -168,7 +168,7 @@ impl Snapshot {
             directories: vec![Directory { lost: true, ..Directory::default() }],
             vanished: Vec::new(),
             needs_merged: false,
-            path_bytes: 0,
+            bytes: 0,
             objects: 0,
             upper,
         };
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
                 snapshot.vanished.push(directory.path.clone());
             }
             self.progress.check()?;
-            if snapshot.path_bytes > MAX_PATHS {
+            if snapshot.bytes > MAX_BYTES {
                 return Err(Error::TooMany);
             }
             snapshot.directories[index] = directory;
@@ -375,7 +375,7 @@ impl<'a> Walk<'a> {
             let mut child = match old.next_if(|child| child.name == name.bytes) {
                 Some(child) => child,
                 None => {
-                    snapshot.path_bytes += (path.len() + name.bytes.len()) as u64;
+                    snapshot.bytes += (path.len() + name.bytes.len()) as u64;
                     snapshot.objects += 1;
                     Child { name: name.bytes, here: Here::Mount }
                 }
@@ -425,6 +425,8 @@ impl<'a> Walk<'a> {
             Err(error) => return Err((full, error)),
         };
         let marks = seen.xattrs.marks;
+        let attributes = seen.xattrs.kept.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        snapshot.bytes += (seen.target.len() + attributes) as u64;
         snapshot.needs_merged |= marks.indexed || (marks.redirect && seen.stat.file_type == FileType::Directory);
         let mut directory = None;
         match seen.stat.file_type {

@@ -11,6 +11,15 @@ pub enum Error {
     /// It was stopped when the commit began, and runs.
     #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
     Started(String),
+    /// It was there when the commit began.
+    #[error("the container {0} was removed while its files were read; nothing of it was kept")]
+    Removed(String),
+    /// It has no process, and its files changed all the same.
+    #[error(
+        "the files of the container {0}, which does not run, changed while they were read, because it is being started or \
+         removed; nothing of it was kept: write the command again"
+    )]
+    Unsettled(String),
     /// The engine could not say what it should.
     #[error(transparent)]
     Engine(#[from] engine::Error),

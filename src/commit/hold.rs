@@ -3,15 +3,21 @@
 use std::time::Duration;
 
 use crate::commit::{Context, Error, Pause};
-use crate::engine::{self, Container};
+use crate::engine::{Container, Init, Status};
 use crate::guard::{self, Frozen};
 use crate::sys::cgroup::{Cgroups, Freezer};
+
+/// The first process of a container whose program has been started. Before that there is one, too, and it is the runtime's:
+/// frozen it could not be told to start, and `podman run` would fail because of us.
+fn runs(container: &Container) -> Option<Init> {
+    container.init.filter(|_| container.status != Status::Created)
+}
 
 /// A container that does not change, as far as the user asked for that; [`end`](Self::end) lets go of it.
 pub(super) enum Hold {
     /// Frozen, by us or by its user.
     Frozen(Frozen),
-    /// It has no process.
+    /// It has no process, or none of its own yet.
     Stopped,
     /// It runs: `pause=none`.
     Running,
@@ -38,7 +44,7 @@ pub(super) struct Freezing {
 impl Freezing {
     /// None if the container has no process. `limit` holds if the user gave none.
     pub(super) fn of(context: &Context<'_>, container: &Container, limit: Duration) -> Option<Freezing> {
-        let init = container.init?;
+        let init = runs(container)?;
         let init = guard::Init { pid: init.pid, start_time: init.start_time };
         let cgroups = Cgroups { v1_freezer: container.cgroup.v1_freezer.clone(), v2: container.cgroup.v2.clone() };
         Some(Freezing { cgroups, init, limit: context.freeze_limit.unwrap_or(limit) })
@@ -69,7 +75,7 @@ impl Held {
 
 impl Hold {
     pub(super) fn take(context: &Context<'_>, container: &Container, pause: Pause) -> Result<Hold, Error> {
-        if pause == Pause::None && container.init.is_some() {
+        if pause == Pause::None && runs(container).is_some() {
             return Ok(Hold::Running);
         }
         match Freezing::of(context, container, FULL_LIMIT) {
@@ -107,8 +113,8 @@ impl Hold {
                 let now = inventory.containers.iter().find(|other| other.id == container.id);
                 match now.filter(|now| now.created == container.created) {
                     // Removed, perhaps made anew under its id: its files may have gone while they were read.
-                    None => Err(engine::Error::Gone { id: container.id.clone(), engine: container.engine }.into()),
-                    Some(now) if now.init.is_some() => Err(Error::Started(container.name.clone())),
+                    None => Err(Error::Removed(container.name.clone())),
+                    Some(now) if runs(now).is_some() => Err(Error::Started(container.name.clone())),
                     Some(_) => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
                 }
             }

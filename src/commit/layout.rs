@@ -7,7 +7,7 @@
 use crate::changeset::tar::Writer;
 use crate::changeset::{Changes, Entry, Kind};
 use crate::commit::Error;
-use crate::commit::layer::LayerWriter;
+use crate::image::LayerWriter;
 
 /// Whether `entry` belongs into the first part.
 pub(super) fn is_early(entry: &Entry) -> bool {

@@ -20,12 +20,11 @@ use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapsho
 use crate::commit::aside::{Aside, Late};
 use crate::commit::hold::{Freezing, Held};
 use crate::commit::in_use::{InUse, Names};
-use crate::commit::layer::LayerWriter;
 use crate::commit::layout::is_early;
 use crate::commit::{Captured, Context, Error, Pause, source};
 use crate::engine::Container;
 use crate::guard::Frozen;
-use crate::image::Compression;
+use crate::image::{Compression, LayerWriter};
 use crate::progress::Progress;
 use crate::store::Lease;
 use crate::sys::dir::Time;
@@ -52,7 +51,7 @@ pub(super) fn seal(
     let mut changes = snapshot.changes(progress)?;
     let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
     let options = Options { vanished: Vanished::Skip, latest_mtime };
-    let writer = Writer::new(LayerWriter::new(lease, compression)?, &changes, progress, options);
+    let writer = Writer::new(LayerWriter::new(lease.blob()?, compression)?, &changes, progress, options);
     let mut copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
     let rounds = copy.rounds(&mut snapshot, &mut changes, freezing, progress)?;
 

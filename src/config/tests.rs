@@ -17,13 +17,11 @@ fn every_option_of_the_table_is_taken() {
         let example = match value {
             "DIR" | "FILE" => "/x",
             "N" | "SECONDS" => "3",
-            "NAME" => "wheel",
+            "GROUP" => "wheel",
             other => panic!("no example of {other}"),
         };
         assert_ne!(parse(&format!("{name}={example}")).unwrap(), Options::default(), "{name}");
-        if name != "group" {
-            assert_eq!(parse(name), Err(Error::NoValue { option: name, value }));
-        }
+        assert_eq!(parse(name), Err(Error::NoValue { option: name, value }));
         assert_eq!(parse(&format!("{name}=")), Err(Error::NoValue { option: name, value }));
     }
 }
@@ -38,7 +36,8 @@ fn what_fstab_and_systemd_add_is_accepted() {
 #[test]
 fn group_alone_belongs_to_mount() {
     assert_eq!(parse("group").unwrap().group, None);
-    assert_eq!(parse("group=wheel,group").unwrap().group.as_deref(), Some("wheel"));
+    assert_eq!(parse("gid=adm,gid=wheel,group").unwrap().group.as_deref(), Some("wheel"));
+    assert_eq!(parse("group=wheel").unwrap_err(), Error::Group { group: "wheel".to_owned() });
 }
 
 #[test]

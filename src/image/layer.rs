@@ -1,11 +1,20 @@
-//! [`LayerWriter`]: tar bytes → diff_id → compressor → blob, in one pass.
+//! [`LayerWriter`]: tar bytes → diff_id → independent frames → blob, in one pass and on all processors.
+//!
+//! `docs/layer-format.md` has the bytes. The thread that writes hashes the tar, which cannot be divided; workers encode
+//! frames; one more thread hashes and writes the blob.
 
 use std::fmt;
 use std::io::{self, Write};
+use std::num::NonZero;
+use std::ops::Range;
 
 use crate::image::Error;
-use crate::oci::{Descriptor, DiffId, Hasher, MEDIA_TYPE_LAYER, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_ZSTD};
-use crate::store::BlobWriter;
+use crate::image::frame::{Batch, Encoder, FRAME, Output};
+use crate::image::pipeline::{Failure, MAX_WORKERS, Pipeline};
+use crate::image::retract::{Midstates, Retraction};
+use crate::image::seek_table;
+use crate::oci::{Descriptor, DiffId, MEDIA_TYPE_LAYER, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_ZSTD};
+use crate::store::{BlobWriter, Lease};
 
 /// How a layer is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,62 +57,220 @@ pub struct Layer {
     pub diff_id: DiffId,
 }
 
+/// A file of this length begins a frame, so that the frame can be used again when its neighbours change.
+const OWN_FRAME: u64 = 64 << 10;
+/// So much tar is encoded by the thread that writes: starting others would take longer.
+const ALONE: usize = 1 << 20;
+/// Room for a small file's headers when it is decided whether it fits into a frame.
+const HEADERS: u64 = 2 << 10;
+
 /// Takes a layer's tar and makes its blob; [`finish`](Self::finish) says what it became.
+///
+/// The blob depends on the bytes, the entries and the compression alone: not on how the bytes were cut into writes, nor
+/// on the number of threads. It takes at most 64 MiB of memory, and 8 bytes for each frame. What a thread cannot do fails
+/// the next write, or `finish`. Dropped, it ends its threads and leaves nothing.
 pub struct LayerWriter {
-    diff_id: Hasher,
-    encoder: Encoder,
     compression: Compression,
+    workers: usize,
+    batch: Batch,
+    encoder: Encoder,
+    /// What this thread encoded since it last had a blob to itself, in bytes of tar.
+    alone: usize,
+    midstates: Midstates,
+    stage: Stage,
 }
 
-enum Encoder {
-    Zstd(zstd::stream::write::Encoder<'static, BlobWriter>),
-    Gzip(flate2::write::GzEncoder<BlobWriter>),
-    None(BlobWriter),
+enum Stage {
+    /// This thread has the blob.
+    Alone(Output),
+    Running(Pipeline),
+    Failed(Failure),
 }
 
 impl fmt::Debug for LayerWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LayerWriter").field("compression", &self.compression).finish_non_exhaustive()
+        let mut text = f.debug_struct("LayerWriter");
+        text.field("compression", &self.compression).field("position", &self.position()).finish_non_exhaustive()
     }
 }
 
 impl LayerWriter {
-    /// A layer that will be `blob`.
+    /// A layer that will be `blob`, encoded on all processors.
+    ///
+    /// Errors: no memory for the compressor.
     pub fn new(blob: BlobWriter, compression: Compression) -> Result<LayerWriter, Error> {
-        let encoder = match compression {
-            Compression::Zstd { level } => {
-                let mut encoder = zstd::stream::write::Encoder::new(blob, level).map_err(Error::Write)?;
-                encoder.include_checksum(true).map_err(Error::Write)?;
-                Encoder::Zstd(encoder)
+        let workers = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+        LayerWriter::with_workers(blob, compression, workers)
+    }
+
+    /// A layer that will be `blob`, encoded by so many threads and at most eight.
+    ///
+    /// Errors: no memory for the compressor.
+    pub fn with_workers(
+        blob: BlobWriter,
+        compression: Compression,
+        workers: NonZero<usize>,
+    ) -> Result<LayerWriter, Error> {
+        Ok(LayerWriter {
+            compression,
+            workers: workers.get().min(MAX_WORKERS),
+            batch: Batch::new(),
+            encoder: Encoder::new(compression).map_err(Error::Write)?,
+            alone: 0,
+            midstates: Midstates::default(),
+            stage: Stage::Alone(Output::new(blob)),
+        })
+    }
+
+    /// The bytes of tar so far.
+    pub fn position(&self) -> u64 {
+        self.midstates.position()
+    }
+
+    /// The next bytes begin an entry of the tar, its headers included, whose file has `content` bytes.
+    ///
+    /// A file of 64 KiB or more begins a frame; smaller ones share one. A failure is told by the next write.
+    pub fn begin_entry(&mut self, content: u64) {
+        let open = self.batch.open_frame() as u64;
+        if open > 0 && (content >= OWN_FRAME || open + HEADERS + content > FRAME as u64) {
+            let _ = self.cut();
+        }
+    }
+
+    /// Make the layer as if `ranges` of its tar had never been written. They are in order, do not overlap, and consist of
+    /// whole entries. Positions after them move down.
+    ///
+    /// Frames outside of the ranges are copied as they are into a new blob of `lease`. After an error the layer is lost.
+    ///
+    /// Errors: the disk is full or fails; the ranges are not in the layer.
+    pub fn retract(&mut self, ranges: Vec<Range<u64>>, lease: &Lease) -> Result<(), Error> {
+        let mut from = 0;
+        for range in &ranges {
+            if range.start < from || range.end < range.start || range.end > self.position() {
+                return Err(Error::NotInLayer { range: range.clone(), length: self.position() });
             }
-            // The default level; the header carries no time, so the bytes depend on the input alone.
-            Compression::Gzip => Encoder::Gzip(flate2::write::GzEncoder::new(blob, flate2::Compression::default())),
-            Compression::None => Encoder::None(blob),
-        };
-        Ok(LayerWriter { diff_id: Hasher::new(), encoder, compression })
+            from = range.end;
+        }
+        let ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let old = self.drain().map_err(Failure::into_error)?;
+        let retraction = Retraction { old, ranges, compression: self.compression };
+        let new = retraction.run(Output::new(lease.blob()?), &mut self.encoder, &mut self.midstates)?;
+        self.alone = 0;
+        self.stage = Stage::Alone(new);
+        Ok(())
     }
 
     /// End the stream, make the blob durable, and say what it is.
-    pub fn finish(self) -> Result<Layer, Error> {
-        let blob = match self.encoder {
-            Encoder::Zstd(encoder) => encoder.finish().map_err(Error::Write)?,
-            Encoder::Gzip(encoder) => encoder.finish().map_err(Error::Write)?,
-            Encoder::None(blob) => blob,
-        };
-        let (digest, size) = blob.finish()?;
+    ///
+    /// Errors: the first failure of the compressor, of a thread or of the disk.
+    pub fn finish(mut self) -> Result<Layer, Error> {
+        if self.position() == 0 {
+            // An empty file is no zstd or gzip stream; an empty frame is.
+            self.batch.cut();
+        }
+        let mut output = self.drain().map_err(Failure::into_error)?;
+        if let Compression::Zstd { .. } = self.compression
+            && let Some(table) = seek_table::encode(&output.frames)
+            && let Err(error) = output.blob.write_all(&table)
+        {
+            return Err(Failure::of_write(error, output).into_error());
+        }
+        let (digest, size) = output.blob.finish()?;
         let media_type = self.compression.media_type().to_owned();
-        Ok(Layer { descriptor: Descriptor { media_type, digest, size }, diff_id: self.diff_id.diff_id() })
+        Ok(Layer { descriptor: Descriptor { media_type, digest, size }, diff_id: self.midstates.diff_id() })
     }
+
+    /// End the open frame.
+    fn cut(&mut self) -> io::Result<()> {
+        self.batch.cut();
+        self.midstates.mark();
+        if self.batch.is_full() { self.submit() } else { Ok(()) }
+    }
+
+    /// Send the batch on its way.
+    fn submit(&mut self) -> io::Result<()> {
+        let stage = self.take_stage();
+        let advanced = self.advance(stage);
+        advanced.map(|stage| self.stage = stage).map_err(|failure| {
+            let error = copy(&failure.error);
+            self.stage = Stage::Failed(failure);
+            error
+        })
+    }
+
+    fn advance(&mut self, stage: Stage) -> Result<Stage, Failure> {
+        let mut pipeline = match stage {
+            Stage::Alone(output) if self.alone + self.batch.raw.len() <= ALONE => {
+                self.alone += self.batch.raw.len();
+                return self.encode(output).map(Stage::Alone);
+            }
+            Stage::Alone(output) => Pipeline::start(output, self.compression, self.workers)?,
+            Stage::Running(pipeline) => pipeline,
+            Stage::Failed(failure) => return Err(failure),
+        };
+        match pipeline.submit(std::mem::take(&mut self.batch)) {
+            Some(empty) => self.batch = empty,
+            // Without a failure the threads would still be there.
+            None => return Err(pipeline.end().err().unwrap_or_else(Failure::lost)),
+        }
+        Ok(Stage::Running(pipeline))
+    }
+
+    /// Encode the batch in this thread.
+    fn encode(&mut self, mut output: Output) -> Result<Output, Failure> {
+        self.encoder.encode(&mut self.batch)?;
+        let appended = output.append(&self.batch);
+        self.batch.clear();
+        match appended {
+            Ok(()) => Ok(output),
+            Err(error) => Err(Failure::of_write(error, output)),
+        }
+    }
+
+    /// Write all that is left, and take the blob. The writer is of no use until it gets another one.
+    fn drain(&mut self) -> Result<Output, Failure> {
+        if self.batch.open_frame() > 0 {
+            self.batch.cut();
+            self.midstates.mark();
+        }
+        let output = match self.take_stage() {
+            Stage::Alone(output) => output,
+            Stage::Running(pipeline) => pipeline.end()?,
+            Stage::Failed(failure) => return Err(failure),
+        };
+        self.encode(output)
+    }
+
+    fn take_stage(&mut self) -> Stage {
+        std::mem::replace(&mut self.stage, Stage::Failed(Failure::lost()))
+    }
+}
+
+/// Another error of the same kind, since an error cannot be cloned and every write after a failure tells it.
+fn copy(error: &io::Error) -> io::Error {
+    let described = || io::Error::new(error.kind(), error.to_string());
+    error.raw_os_error().map_or_else(described, io::Error::from_raw_os_error)
 }
 
 impl Write for LayerWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.encoder {
-            Encoder::Zstd(encoder) => encoder.write_all(bytes)?,
-            Encoder::Gzip(encoder) => encoder.write_all(bytes)?,
-            Encoder::None(blob) => blob.write_all(bytes)?,
+        if let Stage::Failed(failure) = &self.stage {
+            return Err(copy(&failure.error));
         }
-        self.diff_id.update(bytes);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = FRAME - self.batch.open_frame();
+            let (piece, after) = rest.split_at(room.min(rest.len()));
+            self.batch.raw.extend_from_slice(piece);
+            self.midstates.update(piece);
+            if piece.len() == room {
+                self.cut()?;
+            }
+            rest = after;
+        }
         Ok(bytes.len())
     }
 

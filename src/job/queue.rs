@@ -24,9 +24,15 @@ impl<T> Queue<T> {
         Queue { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
-    pub(super) fn push(&self, subject: String, item: T) {
-        self.inner.lock().waiting.push_back((subject, item));
+    /// Add an item; an error gives it back, because the queue is closed.
+    pub(super) fn push(&self, subject: String, item: T) -> Result<(), T> {
+        let mut inner = self.inner.lock();
+        if inner.closed {
+            return Err(item);
+        }
+        inner.waiting.push_back((subject, item));
         self.changed.notify_one();
+        Ok(())
     }
 
     /// The next item whose subject is free, waiting for one; `None` once the queue is closed.

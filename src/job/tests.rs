@@ -5,7 +5,7 @@ use std::time::Duration;
 fn jobs(workers: usize) -> (Jobs<String>, Receiver<JobId>) {
     let (ended, ends) = unbounded();
     let on_end = Box::new(move |id| ended.send(id).unwrap());
-    (Jobs::new(workers, on_end, |why| why.to_owned()), ends)
+    (Jobs::new(workers, on_end, Box::new(|_, why| format!("{why:?}"))), ends)
 }
 
 fn brief(subject: &str) -> Brief {

@@ -21,7 +21,7 @@ pub const CONTAINER_ID: &str = "io.snapfs.container.id";
 pub const ENGINE: &str = "io.snapfs.engine";
 /// How the container was held still: `seal`, `full`, `none`, `stop`, or `paused` when its user had paused it.
 pub const PAUSE: &str = "io.snapfs.pause";
-/// How long the container was frozen, in whole microseconds.
+/// How long the container was frozen, in whole microseconds; left out under `SOURCE_DATE_EPOCH`.
 pub const FROZEN_MICROSECONDS: &str = "io.snapfs.frozen_us";
 /// How often the files were read while the container ran (`pause=seal`).
 pub const ROUNDS: &str = "io.snapfs.rounds";

@@ -40,6 +40,15 @@ impl BlobWriter {
         Ok(BlobWriter { hold: Arc::clone(hold), path, file: Some(file), failure: None, hasher: Hasher::new() })
     }
 
+    /// What has been written so far, to read.
+    ///
+    /// Errors: the disk's.
+    pub fn reopen(&self) -> Result<File, Error> {
+        let disk = &self.hold.inner().disk;
+        let gone = || Error::Corrupt { path: disk.full(&self.path), reason: "it is gone".to_owned() };
+        disk.open(&self.path)?.ok_or_else(gone)
+    }
+
     /// Make the bytes durable and the blob visible; returns its digest and length.
     ///
     /// The blob's *name* becomes durable with the first image that is named after it: [`Store::tag`] sees to that.
@@ -73,9 +82,11 @@ impl Write for BlobWriter {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let copy = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
-                self.failure = Some(self.hold.inner().disk.error("write", &self.path, copy));
+                let (kind, disk) = (error.kind(), &self.hold.inner().disk);
+                self.failure = Some(disk.error("write", &self.path, copy));
                 self.file = None;
-                Err(error)
+                // Told with the file and the remedy: whoever writes may not come to ask `finish`.
+                Err(io::Error::new(kind, disk.error("write", &self.path, error)))
             }
         }
     }
@@ -96,14 +107,17 @@ impl Inner {
     /// Give the durable file at `staged` its name among the blobs.
     fn publish(&self, staged: &Path, digest: Digest, size: u64) -> Result<(), Error> {
         let path = layout::blob(&digest);
-        if !self.disk.link(staged, &path)? && !self.is_sound(&path, &digest, size) {
-            // Neither trusted nor destroyed: the good bytes take the name in one step, so that an image that needs
-            // them never misses the blob.
-            match self.disk.stat(&path)? {
-                Some((FileKind::File, _)) => self.disk.quarantine_copy(&path)?,
-                _ => self.disk.quarantine(&path)?,
-            };
-            self.disk.rename(staged, &path)?;
+        if !self.disk.link(staged, &path)? {
+            let found = self.disk.stat(&path)?;
+            if !self.is_sound(found, &path, &digest, size) {
+                // Neither trusted nor destroyed: the good bytes take the name in one step, so that an image that needs
+                // them never misses the blob.
+                match found {
+                    Some((FileKind::File, _)) => self.disk.quarantine_copy(&path)?,
+                    _ => self.disk.quarantine(&path)?,
+                };
+                self.disk.rename(staged, &path)?;
+            }
         }
         self.sound.lock().insert(digest);
         Ok(())
@@ -111,10 +125,9 @@ impl Inner {
 
     /// Whether the blob that is there is the one it is named after. One that this daemon wrote or hashed is taken at
     /// its length; one that an earlier daemon left is hashed once.
-    fn is_sound(&self, path: &Path, digest: &Digest, size: u64) -> bool {
-        match self.disk.stat(path) {
-            Ok(Some((FileKind::File, found))) if found == size => {}
-            _ => return false,
+    fn is_sound(&self, found: Option<(FileKind, u64)>, path: &Path, digest: &Digest, size: u64) -> bool {
+        if found != Some((FileKind::File, size)) {
+            return false;
         }
         let known = self.sound.lock().contains(digest);
         known || hash_file(&self.disk, path).is_ok_and(|found| found == Some(*digest))

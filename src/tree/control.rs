@@ -93,6 +93,7 @@ impl Tree {
 
     fn refused(&self, node: &Node, caller: &Caller, bytes: &[u8], error: Error) -> Error {
         if let Some((subject, verb)) = subject(node) {
+            let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]);
             self.api.record_refusal(&subject, &format!("{verb} {}", shown.escape_debug()), caller.uid, &error);
         }

@@ -25,9 +25,10 @@ pub(super) fn list(api: &Snapfs, prefix: &str) -> Vec<(String, Node)> {
     entries.map(|(name, entry)| (name.clone(), node(&join(prefix, &name), entry))).collect()
 }
 
+/// A colon may be written as `%3A`, for tools that split paths at one.
 pub(super) fn find(api: &Snapfs, prefix: &str, name: &str) -> Option<Node> {
     let path = join(prefix, name);
-    api.image_entry_at(&path).map(|entry| node(&path, entry))
+    [path.replace("%3A", ":"), path].into_iter().find_map(|path| Some(node(&path, api.image_entry_at(&path)?)))
 }
 
 pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {

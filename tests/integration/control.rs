@@ -180,6 +180,7 @@ fn a_reader_sees_one_answer_from_its_beginning_to_its_end() {
     let gate = world.hold_up();
     let open = world.open(COMMIT).unwrap();
     open.write("img async\n").unwrap();
+    world.await_state("running");
     // read(2), read(2) until the end, while the job ends between the two.
     let piece = |at: u64, size| world.wait(world.tree.read(open.fh, at, size).unwrap()).unwrap();
     let first = piece(10, 10);

@@ -29,7 +29,7 @@ pub(crate) fn have(what: &str) -> bool {
         let required = std::env::var("SNAPFS_TEST_REQUIRE").unwrap_or_default();
         assert!(!required.split(',').any(|word| word == what), "this test cannot run: {advice}");
         let thread = std::thread::current();
-        let line = format!("NOT TESTED: {}: {advice}\n", thread.name().unwrap_or_default());
+        let line = format!("SKIPPED: {}: {advice}\n", thread.name().unwrap_or_default());
         std::io::stderr().write_all(line.as_bytes()).unwrap();
     }
     has

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::lab::{Bundle, Container, Podman, PodmanContainer, directory, run, text};
@@ -85,6 +87,10 @@ fn compare(image: &Path, root: &Path, stubs: &[&str]) {
         expected.get_mut(parent).unwrap().mtime = found[parent].mtime;
     }
     if root.starts_with("/var/lib/containers") {
+        if diff_ids(image) == *podman_image(".RootFS.Layers").as_array().unwrap() {
+            // Nothing changed. podman keeps no attributes of an image's root, which umoci takes from the first layer.
+            expected.insert(String::new(), found[""].clone());
+        }
         // What is older than 1970 in an image podman unpacks as of 1970; umoci does not.
         let old = found.values_mut().filter(|fact| fact.mtime.0 < 0);
         old.for_each(|fact| fact.mtime = (0, 0));
@@ -334,24 +340,26 @@ fn five_at_once() {
     });
     assert_eq!(place.list("jobs").len(), 6, "one job each, and last");
     for name in names {
-        let files = files(&place.dir().join("images/of").join(name));
+        let files = files(&place.dir().join("images/of").join(name), "id");
         assert_eq!(files["id"], format!("{name}\n").as_bytes());
         assert_eq!(place.read(&format!("containers/{name}/status")), "running");
     }
 }
 
-/// The regular files of an uncompressed image, the last layer's in front; whiteouts are files here.
-fn files(image: &Path) -> BTreeMap<String, Vec<u8>> {
+/// The regular files of an uncompressed image whose paths begin so, the last layer's in front; whiteouts are files here.
+fn files(image: &Path, prefix: &str) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for at in 0..layers(image).len() {
         let blob = fs::File::open(image.join(format!("layers/{at}/blob"))).unwrap();
-        for entry in tar::Archive::new(blob).entries().unwrap() {
+        for entry in tar::Archive::new(blob).entries_with_seek().unwrap() {
             let mut entry = entry.unwrap();
             if entry.header().entry_type().is_file() {
                 let path = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content).unwrap();
-                files.insert(path, content);
+                if path.starts_with(prefix) {
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content).unwrap();
+                    files.insert(path, content);
+                }
             }
         }
     }
@@ -369,35 +377,83 @@ fn an_image_belongs_to_one_instance_of_a_container_that_is_restarted() {
     }
     let place = Place::new();
     let _daemon = place.serve();
+    let live = |id: u64| live_and_die(&place, id);
+    let images = commit_through_restarts(&place, Duration::from_secs(8), live);
+    for image in &images {
+        let (lower, upper) = (parts(&place, image, "lower/"), parts(&place, image, "upper/"));
+        assert_eq!((lower.len(), upper.len()), (LOWER, UPPER), "{image} is not whole");
+        let ids: BTreeSet<_> = lower.into_iter().chain(upper).collect();
+        assert_eq!(ids.len(), 1, "{image} is of several instances: {ids:?}");
+    }
+}
+
+#[test]
+fn an_image_of_podman_belongs_to_one_instance_as_well() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let _daemon = place.serve();
+    // Whole directories come at one stroke, so that who sees a part of one sees them go.
+    let script = |id: u64| {
+        format!(
+            "mkdir /lower. /upper.; cd /lower.; for f in $(seq {LOWER}); do echo {id} > $f; done; mv /lower. /lower
+             cd /upper.; for f in $(seq {UPPER}); do echo {id} > $f; done; mv /upper. /upper; exec sleep 1000"
+        )
+    };
+    let live = |id: u64| {
+        let container = podman.start("web", &["localhost/app:1", "sh", "-c", &script(id)]);
+        thread::sleep(Duration::from_millis(id * 37 % 200));
+        if !id.is_multiple_of(3) {
+            run(&["podman", "kill", "web"]);
+        }
+        drop(container);
+    };
+    let images = commit_through_restarts(&place, Duration::from_secs(10), live);
+    for image in &images {
+        let (lower, upper) = (parts(&place, image, "lower/"), parts(&place, image, "upper/"));
+        let stage = (lower.len(), upper.len());
+        assert!([(0, 0), (LOWER, 0), (LOWER, UPPER)].contains(&stage), "{image} is not whole: {stage:?}");
+        let ids: BTreeSet<_> = lower.into_iter().chain(upper).collect();
+        assert!(ids.len() <= 1, "{image} is of several instances: {ids:?}");
+    }
+}
+
+/// The contents of the files below `prefix`.
+fn parts(place: &Place, image: &str, prefix: &str) -> Vec<Vec<u8>> {
+    files(&place.dir().join("images").join(image), prefix).into_values().collect()
+}
+
+/// Lets one container `web` after the other live, and commits whatever is there; gives the names of the images.
+fn commit_through_restarts(place: &Place, time: Duration, live: impl Fn(u64) + Sync) -> Vec<String> {
     let over = AtomicBool::new(false);
-    let until = Instant::now() + Duration::from_secs(12);
+    let until = Instant::now() + time;
     let (instances, (images, refused)) = thread::scope(|scope| {
         let instances = scope.spawn(|| {
+            let _over = SetAtEnd(&over);
             let mut instances = 0;
             while Instant::now() < until {
                 instances += 1;
-                live_and_die(&place, instances);
+                live(instances);
             }
-            over.store(true, Ordering::SeqCst);
             instances
         });
-        let images = scope.spawn(|| commit_whatever_is_there(&place, &over));
+        let images = scope.spawn(|| commit_whatever_is_there(place, &over));
         (instances.join().unwrap(), images.join().unwrap())
     });
-    let mut seen = BTreeSet::new();
-    for image in &images {
-        let files = files(&place.dir().join("images").join(image));
-        let of = |prefix: &str| -> Vec<&Vec<u8>> {
-            files.iter().filter(|(path, _)| path.starts_with(prefix)).map(|(_, content)| content).collect()
-        };
-        let (upper, lower) = (of("upper/"), of("lower/"));
-        assert_eq!((upper.len(), lower.len()), (UPPER, LOWER), "{image} is not whole");
-        let ids: BTreeSet<_> = upper.into_iter().chain(lower).collect();
-        assert_eq!(ids.len(), 1, "{image} is of several instances: {ids:?}");
-        seen.extend(ids.into_iter().cloned());
+    println!("{instances} instances, {} images, refused: {refused:#?}", images.len());
+    assert!(instances >= 4 && images.len() >= 10, "too few to say anything");
+    images
+}
+
+/// However it ends: the other side must not wait for ever.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
-    println!("{instances} instances, {} images of {} of them, {refused:?} refused", images.len(), seen.len());
-    assert!(images.len() >= 10 && seen.len() >= 5, "too few images to say anything");
 }
 
 /// One instance of the container, with its own lower and upper directory, from its start until nothing is left of it.
@@ -418,9 +474,12 @@ fn live_and_die(place: &Place, id: u64) {
     pause(23);
 }
 
-/// Commits `web` again and again; the images, and how often which errno was the answer.
-fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, BTreeMap<String, usize>) {
-    let (mut images, mut refused) = (Vec::new(), BTreeMap::new());
+/// How often an errno was the answer, and what was said the last time.
+type Refused = BTreeMap<String, (usize, String)>;
+
+/// Commits `web` again and again; the images, and what was refused.
+fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, Refused) {
+    let (mut images, mut refused) = (Vec::new(), Refused::new());
     for n in 0.. {
         if over.load(Ordering::SeqCst) {
             break;
@@ -430,12 +489,43 @@ fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, B
             Ok(()) => images.push(name),
             Err(error) => {
                 let word = nix::errno::Errno::from_raw(error.raw_os_error().unwrap());
-                *refused.entry(word.to_string()).or_default() += 1;
+                let said = fs::read_to_string(place.dir().join("containers/web/last_error")).unwrap_or_default();
+                let (count, last) = refused.entry(word.to_string()).or_default();
+                *count += 1;
+                if !said.is_empty() {
+                    *last = said;
+                }
                 thread::sleep(Duration::from_millis(1));
             }
         }
     }
     (images, refused)
+}
+
+#[test]
+fn what_was_so_a_moment_ago_does_not_matter() {
+    if !in_lab() {
+        return;
+    }
+    let place = Place::new();
+    let _daemon = place.serve();
+    for round in 0..10 {
+        assert_eq!(place.list("containers"), Vec::<String>::new());
+        let bundle = Bundle::tiny("runc", &place.other("runc"), "web", "exec sleep 1000");
+        place.list("containers");
+        bundle.start();
+        place.commit("web", "started");
+        let pid = bundle.pid();
+        assert_eq!(place.read("containers/web/pid"), pid.to_string());
+        kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+        eventually("it has ended", || bundle.runtime(&["state", "web"]).contains("\"stopped\""));
+        place.commit("web", "stopped");
+        drop(bundle);
+        if round % 2 == 0 {
+            assert_eq!(place.write("containers/web/commit", "gone").unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        eventually("it is not listed any more", || place.list("containers").is_empty());
+    }
 }
 
 #[test]
@@ -453,10 +543,8 @@ fn fifty_images_of_a_writer_at_work_show_each_a_moment() {
     let mut moments = BTreeSet::new();
     for n in 0..50 {
         let image = place.commit("writer", "moment compression=none");
-        let files = files(&image);
-        let numbers: Vec<u64> = files
+        let numbers: Vec<u64> = files(&image, "w/")
             .iter()
-            .filter(|(path, _)| path.starts_with("w/"))
             .map(|(path, content)| {
                 let text = std::str::from_utf8(content).unwrap();
                 text.parse().unwrap_or_else(|_| panic!("{path} is torn: {text:?}"))

@@ -1,5 +1,6 @@
 //! The one integration test binary: a module is a subject.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "clippy.toml exempts only functions marked #[test]")]
+#![allow(clippy::single_range_in_vec_init, reason = "a vector of ranges is what is meant")]
 #![allow(clippy::print_stdout, reason = "measurements, with --nocapture")]
 // Nothing here is reached from outside, so that `pub` says who uses it: another module.
 #![allow(unreachable_pub)]
@@ -9,6 +10,8 @@ mod harness;
 
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
+// What a person finds right after something ended or failed.
+mod aftermath;
 // What a container changed, on real overlay mounts.
 mod changeset;
 // What an image of a commit consists of.
@@ -27,6 +30,10 @@ mod gc;
 mod guard;
 // What other tools make of the images of real containers.
 mod interop;
+// The daemon killed at any moment of a commit.
+mod kill;
+// A layer's bytes: frames, seek table, retraction, failures, memory.
+mod layer;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.
@@ -35,6 +42,8 @@ mod mount;
 mod roundtrip;
 // A container that is frozen for a moment, with processes in it that write all the time.
 mod seal;
+// Control files as people write to them.
+mod shells;
 // The bytes of a layer.
 mod tar;
 // What the tree shows, file by file, and against a model.

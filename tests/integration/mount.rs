@@ -1,5 +1,10 @@
 //! The life of a mount, and what every program may expect of it.
 
+// As it is installed.
+mod installed;
+// Who reads the whole tree, and who reads while others delete.
+mod readers;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -11,7 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use crate::harness::hung_fuse::HungFuse;
-use crate::harness::mount::{HELPER, Place, can_mount, command, eventually, in_lab, told};
+use crate::harness::mount::{HELPER, Place, can_mount, command, eventually, in_lab, install, told};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -329,9 +334,7 @@ fn mount_and_umount_find_the_helper() {
     if !can_mount() || !in_lab() {
         return;
     }
-    for name in ["mount.snapfs", "mount.fuse.snapfs"] {
-        fs::copy(HELPER, Path::new("/usr/sbin").join(name)).unwrap();
-    }
+    install();
     let place = Place::new();
     let fstab = format!("any {} snapfs noauto,nofail,_netdev,user,{} 0 0\n", place.dir().display(), place.options());
     OpenOptions::new().append(true).create(true).open("/etc/fstab").unwrap().write_all(fstab.as_bytes()).unwrap();

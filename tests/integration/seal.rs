@@ -3,14 +3,14 @@
 pub(crate) mod workload;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use snapfs::engine::{CgroupPaths, Container, Init, RootFs};
+use snapfs::engine::RootFs;
+use snapfs::store::DOCUMENT_LIMIT;
 
 use crate::harness::cgroup::wait_for;
-use crate::harness::image::Whole;
+use crate::harness::image::{Whole, name};
 use crate::harness::rootfs::{Facts, Overlay, differences, facts, scratch};
 use crate::harness::world::{LIMIT, Setup, World};
 use crate::roundtrip::unpack;
@@ -39,7 +39,7 @@ fn layers(world: &World, image: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn an_idle_container_gives_the_same_bytes_each_time_and_nothing_is_read_while_it_is_frozen() {
-    let Some(world) = world("idle", Setup::fixed(), |root| {
+    let Some(world) = world("idle", Setup::default(), |root| {
         for n in 0..50 {
             fs::create_dir_all(root.join(format!("d{n}"))).unwrap();
             for m in 0..20 {
@@ -193,6 +193,77 @@ impl Replay {
             self.done += 1;
         }
         facts(&self.overlay.merged)
+    }
+}
+
+/// Files of `size` bytes each, a hundred to a directory.
+fn fill(root: &Path, files: usize, size: usize) {
+    let content: Vec<u8> = (0..size).map(|n| (n * 7 + n / 251) as u8).collect();
+    for n in 0..files {
+        let directory = root.join(format!("tree{}/d{}", n / 2000, n / 100));
+        if n % 100 == 0 {
+            fs::create_dir_all(&directory).unwrap();
+        }
+        fs::write(directory.join(format!("f{n}")), &content).unwrap();
+    }
+}
+
+/// How long the container was frozen, in each of so many commits, sorted.
+fn frozen_times(world: &World, commits: usize) -> Vec<Duration> {
+    let mut times: Vec<Duration> = (0..commits)
+        .map(|_| {
+            world.commit("web", "img").unwrap();
+            Duration::from_micros(annotation(world, "frozen_us"))
+        })
+        .collect();
+    times.sort();
+    times
+}
+
+/// Without a look at the layers.
+fn annotation(world: &World, key: &str) -> u64 {
+    let record = world.store.record(&name("img")).unwrap();
+    let manifest = world.store.read_document(&record.manifest, DOCUMENT_LIMIT).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    manifest["annotations"][format!("io.snapfs.{key}")].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_hundred_thousand_files_are_looked_at_in_a_moment() {
+    let files = 100_000;
+    let Some(world) = world("idle", Setup::default(), |root| fill(root, files, 100)) else { return };
+    let times = frozen_times(&world, 3);
+    println!("frozen, {files} files: {times:?}");
+    // Ten milliseconds and one microsecond a file where nothing else runs; here something does, and the code is not optimised.
+    let bound = (Duration::from_millis(10) + Duration::from_micros(files as u64)) * 4;
+    assert!(times[0] < bound, "{times:?}");
+    assert_eq!(annotation(&world, "frozen_bytes"), 0);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_container_is_frozen() {
+    for what in ["idle", "append"] {
+        let Some(world) =
+            world(what, Setup { store: Some("/tmp/snapfs-seal-store".into()), ..Setup::default() }, |root| {
+                fill(root, 9000, 57_000)
+            })
+        else {
+            return;
+        };
+        world.commit("web", "img").unwrap();
+        let begin = Instant::now();
+        let times = frozen_times(&world, 20);
+        println!(
+            "{what}: frozen, median {:?}, longest {:?}; {:?} a commit; {} bytes in the last, {} rounds; all: {times:?}",
+            times[10],
+            times[19],
+            begin.elapsed() / 20,
+            annotation(&world, "frozen_bytes"),
+            annotation(&world, "rounds")
+        );
+        drop(world);
+        fs::remove_dir_all("/tmp/snapfs-seal-store").unwrap();
     }
 }
 

@@ -56,7 +56,7 @@ fn what_cannot_be_understood() {
     let unknown = Row::from((b"img option-", ErrorKind::Invalid, &["no option"]));
     let rows = SYNTAX.iter().copied().chain([unknown]);
     let long = (long.as_slice(), ErrorKind::Invalid, ["4096 bytes at most"].as_slice());
-    for (line, kind, says) in rows.map(|(line, kind, says)| (line, kind, says)).chain([long]) {
+    for (line, kind, says) in rows.chain([long]) {
         let shown = line[..line.len().min(60)].escape_ascii();
         let open = world.open(COMMIT).unwrap();
         let error = open.write(line).unwrap_err();
@@ -89,7 +89,7 @@ fn a_name_that_is_taken_costs_the_container_nothing() {
     assert_eq!(control.kind, ErrorKind::NotFound, "whoever freezes it notices: {control}");
 
     let rows: [(&str, &[&str]); 6] = [
-        ("img create", &["img exists", "create"]),
+        ("img create", &["image img exists", "leave out \"create\""]),
         ("registry.example/team/web:1 create", &["registry.example/team/web:1 exists"]),
         ("registry.example/team", &["directory of images", "registry.example/team/web:1"]),
         ("img/below", &["img is an image"]),

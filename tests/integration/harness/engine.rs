@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use snapfs::engine::{
     self, BaseImage, BaseLayer, CgroupPaths, Container, Engine, Init, Inventory, Overlay, RootFs, Status, TRUSTED,
@@ -26,6 +27,7 @@ struct State {
     containers: Vec<Fake>,
     failing: bool,
     log: Vec<String>,
+    listed: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -125,6 +127,19 @@ impl FakeEngine {
         });
     }
 
+    /// The layers keep their digests and get other tars, as files that were damaged. The digest of the last, which no
+    /// longer fits.
+    pub(crate) fn lie_about_base(&self, name: &str, tars: Vec<Vec<u8>>) -> String {
+        self.with(name, |fake| {
+            let layers = &mut fake.image.as_mut().unwrap().layers;
+            for (layer, tar) in layers.iter_mut().zip(tars) {
+                let said = std::mem::replace(layer, layer_of(tar)).diff_id;
+                layer.diff_id = said;
+            }
+            layers.last().unwrap().diff_id.to_string()
+        })
+    }
+
     /// Until the result is dropped, whoever asks for a base image waits: a commit stands still before it has begun to
     /// hold the container.
     pub(crate) fn hold_up(&self) -> MutexGuard<'_, ()> {
@@ -139,6 +154,11 @@ impl FakeEngine {
     /// What was asked so far: `list`, `base_image ID`, `labels ID`.
     pub(crate) fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
+    }
+
+    /// When it was listed last.
+    pub(crate) fn listed(&self) -> Option<Instant> {
+        self.state.lock().unwrap().listed
     }
 
     fn with<T>(&self, name: &str, act: impl FnOnce(&mut Fake) -> T) -> T {
@@ -169,6 +189,7 @@ impl Engine for FakeEngine {
     }
 
     fn list(&self) -> Result<Inventory, engine::Error> {
+        self.state.lock().unwrap().listed = Some(Instant::now());
         let containers = self.ask("list".to_owned())?.into_iter().map(|fake| fake.container).collect();
         Ok(Inventory { containers, ..Inventory::present() })
     }

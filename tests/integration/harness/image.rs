@@ -73,6 +73,15 @@ pub(crate) fn verify(store: &Store, record: &Record) -> BTreeSet<Digest> {
     blobs
 }
 
+/// An image configuration whose layers have these tars, with `more` fields.
+pub(crate) fn config_with(tars: &[Vec<u8>], more: &[(&str, Value)]) -> Vec<u8> {
+    let mut config: Value = serde_json::from_slice(&crate::harness::engine::config_of(tars)).unwrap();
+    for (field, value) in more {
+        config[field] = value.clone();
+    }
+    serde_json::to_vec(&config).unwrap()
+}
+
 /// An image of a commit, read by other code than the product's.
 #[derive(Debug)]
 pub(crate) struct Whole {
@@ -113,7 +122,7 @@ fn unpack(media_type: &str, blob: &[u8]) -> Vec<u8> {
         MEDIA_TYPE_LAYER_ZSTD => zstd::stream::decode_all(blob).unwrap(),
         MEDIA_TYPE_LAYER_GZIP => {
             let mut tar = Vec::new();
-            flate2::read::GzDecoder::new(blob).read_to_end(&mut tar).unwrap();
+            flate2::read::MultiGzDecoder::new(blob).read_to_end(&mut tar).unwrap();
             tar
         }
         other => panic!("{other} is no layer's media type"),

@@ -198,10 +198,6 @@ impl PodmanContainer {
     pub(crate) fn inspect(&self, field: &str) -> String {
         run(&["podman", "container", "inspect", "--format", &format!("{{{{{field}}}}}"), &self.id])
     }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.inspect(".State.Pid").parse().unwrap()
-    }
 }
 
 impl Container for PodmanContainer {

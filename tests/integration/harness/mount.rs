@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,18 @@ pub(crate) fn in_lab() -> bool {
     crate::harness::have("lab")
 }
 
+/// Install in the lab, once, what this test was built with.
+pub(crate) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let built = Path::new(SNAPFS).parent().unwrap();
+        let release = format!("release={}", built.display());
+        let mut make = command("make");
+        let output = make.args(["--directory", env!("CARGO_MANIFEST_DIR"), "install", &release]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    });
+}
+
 /// A directory to mount on and a store, both forgotten at the end, and what is mounted there is detached.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -44,6 +57,11 @@ impl Place {
     /// One in the lab, on a real file system, whose daemon sees podman's containers as well.
     pub(crate) fn with_podman() -> Place {
         Place::at(tempfile::tempdir_in("/scratch").unwrap(), true)
+    }
+
+    /// One in the lab, on a real file system.
+    pub(crate) fn on_disk() -> Place {
+        Place::at(tempfile::tempdir_in("/scratch").unwrap(), false)
     }
 
     fn at(root: TempDir, has_podman: bool) -> Place {

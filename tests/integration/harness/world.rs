@@ -66,7 +66,7 @@ pub(crate) struct World {
     pub(crate) engine: FakeEngine,
     /// Where the store is.
     pub(crate) place: PathBuf,
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl World {
@@ -105,20 +105,27 @@ impl World {
             overlays: Mutex::default(),
             engine,
             place,
-            directory,
+            _directory: directory,
         })
     }
 
     // ---- containers
 
-    /// A created container on a mounted overlay, whose lower directory has `etc/base`, and which changed `etc/new`.
+    /// A created container on a mounted overlay, whose lower directory has `etc/base`, and which added `etc/new`.
     pub(crate) fn overlay(&self, name: &str) -> Container {
+        let container = self.unchanged(name);
+        fs::write(self.root_of(name).join("etc/new"), format!("of {name}\n")).unwrap();
+        container
+    }
+
+    /// The same, before it added anything.
+    pub(crate) fn unchanged(&self, name: &str) -> Container {
         let container = self.engine.create(name);
         let directory = self.engine.directory_of(name);
         fs::create_dir(directory.join("lower/etc")).unwrap();
         fs::write(directory.join("lower/etc/base"), "from the base\n").unwrap();
-        let overlay = Overlay::mount(&directory, &[directory.join("lower")], directory.join("upper"), "");
-        fs::write(overlay.merged.join("etc/new"), format!("of {name}\n")).unwrap();
+        // Volatile: else each unmount waits for the whole disk.
+        let overlay = Overlay::mount(&directory, &[directory.join("lower")], directory.join("upper"), "volatile");
         self.overlays.lock().unwrap().push(overlay);
         self.see();
         container
@@ -185,7 +192,8 @@ impl World {
     }
 
     fn see(&self) {
-        thread::sleep(Duration::from_millis(60));
+        let age = self.engine.listed().map_or(Duration::MAX, |listed| listed.elapsed());
+        thread::sleep(Duration::from_millis(60).saturating_sub(age));
     }
 
     /// Every commit that begins now stands still until the result is dropped.
@@ -258,7 +266,7 @@ impl World {
         let open = self.open(path)?;
         let truncate = Change { size: Some(0), ..Change::default() };
         self.tree.set_attr(self.ino(path)?, truncate)?;
-        open.write(&format!("{text}\n"))
+        open.write(format!("{text}\n"))
     }
 
     /// `echo LINE > containers/NAME/commit`
@@ -273,6 +281,11 @@ impl World {
 
     pub(crate) fn open(&self, path: &str) -> Result<Open<'_>, Error> {
         self.open_as(path, Access { read: true, write: true, nonblock: false }, me())
+    }
+
+    /// `exec 3< PATH`
+    pub(crate) fn open_read(&self, path: &str) -> Open<'_> {
+        self.open_as(path, Access { read: true, write: false, nonblock: false }, me()).unwrap()
     }
 
     pub(crate) fn open_as(&self, path: &str, access: Access, caller: Caller) -> Result<Open<'_>, Error> {

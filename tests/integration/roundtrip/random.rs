@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use rustix::fs::{XattrFlags, lsetxattr};
-use snapfs::changeset::flatten;
-use snapfs::changeset::{Namespace, Source, scan};
+use snapfs::changeset::{Namespace, Source, flatten, scan};
 use snapfs::progress::Progress;
 
 use crate::harness::rootfs::{Facts, Overlay, facts, rename, scratch, set_mtime};

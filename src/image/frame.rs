@@ -1,0 +1,214 @@
+//! Tar bytes ↔ independent frames: zstd frames, gzip members, or the bytes as they are.
+//!
+//! What a frame becomes depends on its bytes and the compression alone, never on the frames before it or on the thread.
+
+use std::io::{self, Write};
+
+use flate2::{Compress, Crc, Decompress, FlushCompress, FlushDecompress, Status};
+use zstd::zstd_safe::CParameter;
+
+use crate::image::Compression;
+use crate::image::seek_table::Frame;
+use crate::store::BlobWriter;
+
+/// The most tar bytes in a frame. docs/performance.md has the measurement.
+pub(crate) const FRAME: usize = 1 << 20;
+/// A batch with so many tar bytes goes on its way at the end of its frame.
+const BATCH: usize = FRAME / 2;
+/// What a member begins with (RFC 1952 section 2.3): deflate, no flags, no time, unknown system. The same for all input.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+/// Checksum and length.
+const GZIP_TRAILER: usize = 8;
+
+/// One or more whole frames on their way. The buffers are used again and again.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// Tar bytes.
+    pub(crate) raw: Vec<u8>,
+    /// Where frames end in `raw`.
+    ends: Vec<usize>,
+    /// Blob bytes, the first `packed_len` of it.
+    packed: Vec<u8>,
+    packed_len: usize,
+    frames: Vec<Frame>,
+}
+
+impl Batch {
+    /// An empty one, whose memory is taken as it is filled.
+    pub(crate) fn new() -> Batch {
+        Batch { raw: Vec::with_capacity(BATCH + FRAME), ..Batch::default() }
+    }
+
+    /// The tar bytes of the frame that is still open.
+    pub(crate) fn open_frame(&self) -> usize {
+        self.raw.len() - self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// End the open frame. An empty one stands for an empty tar only.
+    pub(crate) fn cut(&mut self) {
+        self.ends.push(self.raw.len());
+    }
+
+    /// Whether no frame should be added. A batch holds less than `BATCH + FRAME` bytes of tar.
+    pub(crate) fn is_full(&self) -> bool {
+        self.raw.len() >= BATCH
+    }
+
+    /// What was encoded, and where.
+    pub(crate) fn packed(&self) -> (&[u8], &[Frame]) {
+        (&self.packed[..self.packed_len], &self.frames)
+    }
+
+    /// Ready for other bytes.
+    pub(crate) fn clear(&mut self) {
+        self.raw.clear();
+        self.ends.clear();
+        self.packed_len = 0;
+        self.frames.clear();
+    }
+}
+
+/// Makes frames. It is used for many, since its tables cost more than a small frame.
+pub(crate) enum Encoder {
+    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(Compress),
+    None,
+}
+
+impl Encoder {
+    pub(crate) fn new(compression: Compression) -> io::Result<Encoder> {
+        Ok(match compression {
+            Compression::Zstd { level } => {
+                let mut compressor = zstd::bulk::Compressor::new(level)?;
+                compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+                compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+                Encoder::Zstd(compressor)
+            }
+            Compression::Gzip => Encoder::Gzip(Compress::new(flate2::Compression::default(), false)),
+            Compression::None => Encoder::None,
+        })
+    }
+
+    /// Encode the batch's frames.
+    pub(crate) fn encode(&mut self, batch: &mut Batch) -> io::Result<()> {
+        let Batch { raw, ends, packed, packed_len, frames } = batch;
+        if !matches!(self, Encoder::None) {
+            let room = sizes(ends).map(bound).sum();
+            if packed.len() < room {
+                packed.resize(room, 0);
+            }
+        }
+        let mut from = 0;
+        for end in ends.iter().copied() {
+            let out = packed.get_mut(*packed_len..).unwrap_or_default();
+            let size = match self {
+                Encoder::Zstd(compressor) => compressor.compress_to_buffer(&raw[from..end], out)?,
+                Encoder::Gzip(deflate) => gzip(deflate, &raw[from..end], out)?,
+                Encoder::None => end - from,
+            };
+            *packed_len += size;
+            frames.push(Frame { raw: narrow(end - from)?, packed: narrow(size)? });
+            from = end;
+        }
+        if let Encoder::None = self {
+            std::mem::swap(raw, packed);
+        }
+        Ok(())
+    }
+}
+
+/// The differences between neighbours.
+fn sizes(ends: &[usize]) -> impl Iterator<Item = usize> {
+    ends.iter().scan(0, |from, end| Some(end - std::mem::replace(from, *end)))
+}
+
+/// No encoder makes more of `raw` bytes: `ZSTD_COMPRESSBOUND`, and deflate's stored blocks of at least 16 KiB.
+fn bound(raw: usize) -> usize {
+    raw + (raw >> 8) + 256
+}
+
+fn narrow(size: usize) -> io::Result<u32> {
+    u32::try_from(size).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Write `raw` as one member; returns its length.
+fn gzip(deflate: &mut Compress, raw: &[u8], out: &mut [u8]) -> io::Result<usize> {
+    deflate.reset();
+    let (header, body) = out.split_at_mut(GZIP_HEADER.len());
+    header.copy_from_slice(&GZIP_HEADER);
+    if deflate.compress(raw, body, FlushCompress::Finish)? != Status::StreamEnd {
+        return Err(io::Error::other("deflate needs more room than its bound"));
+    }
+    let end = GZIP_HEADER.len() + usize::try_from(deflate.total_out()).map_err(io::Error::other)?;
+    let mut crc = Crc::new();
+    crc.update(raw);
+    let mut trailer = [0; GZIP_TRAILER];
+    trailer[..4].copy_from_slice(&crc.sum().to_le_bytes());
+    trailer[4..].copy_from_slice(&crc.amount().to_le_bytes());
+    let place = out.get_mut(end..end + GZIP_TRAILER);
+    place.ok_or_else(|| io::Error::other("deflate needs more room than its bound"))?.copy_from_slice(&trailer);
+    Ok(end + GZIP_TRAILER)
+}
+
+/// Takes frames apart.
+pub(crate) enum Decoder {
+    Zstd(zstd::bulk::Decompressor<'static>),
+    Gzip(Decompress),
+    None,
+}
+
+impl Decoder {
+    pub(crate) fn new(compression: Compression) -> io::Result<Decoder> {
+        Ok(match compression {
+            Compression::Zstd { .. } => Decoder::Zstd(zstd::bulk::Decompressor::new()?),
+            Compression::Gzip => Decoder::Gzip(Decompress::new(false)),
+            Compression::None => Decoder::None,
+        })
+    }
+
+    /// The tar bytes of one frame, into `raw`, which has their length.
+    pub(crate) fn decode(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<()> {
+        let size = match self {
+            Decoder::None => {
+                let whole = packed.get(..raw.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                raw.copy_from_slice(whole);
+                raw.len()
+            }
+            Decoder::Zstd(decompressor) => decompressor.decompress_to_buffer(packed, raw)?,
+            Decoder::Gzip(inflate) => {
+                inflate.reset(false);
+                let body = packed.get(GZIP_HEADER.len()..).ok_or(io::ErrorKind::UnexpectedEof)?;
+                inflate.decompress(body, raw, FlushDecompress::Finish)?;
+                usize::try_from(inflate.total_out()).map_err(io::Error::other)?
+            }
+        };
+        if size != raw.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a frame of the layer has another length than when it was written",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The blob as far as it is written.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) blob: BlobWriter,
+    pub(crate) frames: Vec<Frame>,
+}
+
+impl Output {
+    pub(crate) fn new(blob: BlobWriter) -> Output {
+        Output { blob, frames: Vec::new() }
+    }
+
+    /// Append what was encoded.
+    pub(crate) fn append(&mut self, batch: &Batch) -> io::Result<()> {
+        let (packed, frames) = batch.packed();
+        self.blob.write_all(packed)?;
+        self.frames.extend(frames);
+        Ok(())
+    }
+}
