@@ -173,13 +173,21 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     match error {
         E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
         E::Removed(_) => ErrorKind::NotFound,
+        E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
         E::Image(error) => image_kind(error),
         E::Store(error) => store_kind(error),
         E::Cancelled(_) => ErrorKind::Cancelled,
-        E::Changes(_) | E::Tar(_) | E::BaseDiffers { .. } | E::BaseRead(_) | E::BaseConfig(_) => ErrorKind::Io,
+        E::Changes(_)
+        | E::Tar(_)
+        | E::InUse(_)
+        | E::Aside { .. }
+        | E::NotAside { .. }
+        | E::BaseDiffers { .. }
+        | E::BaseRead(_)
+        | E::BaseConfig(_) => ErrorKind::Io,
     }
 }
 

@@ -57,7 +57,7 @@ impl Subject {
             guard: &self.world.guard,
             // Every run of the same commits does the same operations, and makes the same images.
             clock: Clock::fixed(EPOCH).unwrap(),
-            freeze_limit: LIMIT,
+            freeze_limit: Some(LIMIT),
         };
         let options = Options::parse(line).unwrap();
         commit(&context, &self.container, &options, &Progress::new()).map(|manifest| manifest.digest)

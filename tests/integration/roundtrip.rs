@@ -151,13 +151,18 @@ fn layers_of(lower: &[Item], change: impl FnOnce(&Path), options: &str) -> (Vec<
 /// Unpacks `layers` with GNU tar and compares.
 pub(crate) fn check(what: &str, layers: &[Vec<u8>], expected: Facts, links: bool) {
     let temp = scratch();
-    let root = temp.path().join("rootfs");
+    compare(what, expected, unpack(layers, temp.path()), links);
+}
+
+/// What GNU tar makes of `layers`, in `temp`.
+pub(crate) fn unpack(layers: &[Vec<u8>], temp: &Path) -> Facts {
+    let root = temp.join("rootfs");
     extract(&layers[0], &root);
     for layer in &layers[1..] {
         apply(layer, &root);
         fs::remove_dir_all(root.with_extension("layer")).unwrap();
     }
-    compare(what, expected, facts(&root), links);
+    facts(&root)
 }
 
 const OPTIONS: [&str; 6] = ["", "userxattr", "index=on", "redirect_dir=on", "metacopy=on,redirect_dir=on", "xino=on"];
