@@ -28,6 +28,7 @@ use crate::image::{Compression, LayerWriter};
 use crate::progress::Progress;
 use crate::store::Lease;
 use crate::sys::dir::Time;
+use crate::sys::priority::Hurry;
 
 /// Reads while the container runs, at most.
 const ROUNDS: [&str; 3] = ["pre-copy 1", "pre-copy 2", "pre-copy 3"];
@@ -60,6 +61,7 @@ pub(super) fn seal(
     let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
     let mut aside = Aside::prepare(lease, expected)?;
     progress.enter("frozen");
+    let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
     let sealed = copy.look(&mut snapshot, &pending, &frozen, freezing, &mut aside, progress);
     let (looked_for, sealed) = match sealed {
@@ -71,6 +73,7 @@ pub(super) fn seal(
         }
     };
     let held = Held::of(frozen, Pause::Seal)?;
+    drop(hurry);
     progress.enter("finishing");
     log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {} files", held.frozen_for, snapshot.objects());
     let changes = match sealed {
