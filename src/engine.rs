@@ -49,6 +49,11 @@ pub trait Engine: Send + Sync + Debug {
     /// The image that the container was started from; `None` if there is none, or the engine keeps none.
     fn base_image(&self, container: &Container) -> Result<Option<BaseImage>, Error>;
 
+    /// Whether all of the container's files are there: an engine may remove them before its record of the container.
+    fn is_whole(&self, _container: &Container) -> Result<bool, Error> {
+        Ok(true)
+    }
+
     /// The container's labels. This may run the engine's program, for two seconds at most: never call it for a listing.
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error>;
 }
