@@ -1,4 +1,5 @@
-//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY]`. Tables for docs/performance.md.
+//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY] [--files]`, the last table alone with `--files`; with
+//! `--profile` it only makes layers, for a profiler. Tables for docs/performance.md.
 //!
 //! Without a directory, about 500 MB of this machine's /usr are copied to one next to the build. Everything is compared
 //! in one run, taking turns, because a machine's speed changes from minute to minute; `tar` and `zstd` must be installed.
@@ -17,6 +18,7 @@ use snapfs::progress::Progress;
 use snapfs::store::Store;
 
 const TREE: u64 = 500_000_000;
+const SMALL: u64 = 32 << 10;
 const TURNS: usize = 7;
 const MIB: f64 = 1_048_576.0;
 const ZSTD: Compression = Compression::Zstd { level: 1 };
@@ -35,8 +37,14 @@ fn main() {
     let entries = entries(&bytes);
     println!("{} entries, {:.0} MiB of tar, {} processors\n", entries.len(), bytes.len() as f64 / MIB, processors());
 
-    frame_sizes(&bytes, &entries);
-    writers(&store, &bytes, &entries);
+    if !std::env::args().any(|argument| ["--files", "--profile"].contains(&&argument[..])) {
+        frame_sizes(&bytes, &entries);
+        writers(&store, &bytes, &entries);
+    }
+    drop(bytes);
+    if std::env::args().any(|argument| argument == "--profile") {
+        return (0..TURNS).for_each(|_| layer(&store, &tree));
+    }
     side_by_side(&store, &tree);
 }
 
@@ -44,7 +52,8 @@ fn processors() -> usize {
     std::thread::available_parallelism().unwrap().get()
 }
 
-/// Every file of /usr/lib and /usr/share whose turn it is, until there is enough.
+/// Files of /usr/lib and /usr/share, about 500 MB in 10,000: less of the small ones than there are in /usr, which is no
+/// container's layer.
 fn sample(place: &Path) -> PathBuf {
     if place.exists() {
         return place.to_owned();
@@ -53,6 +62,11 @@ fn sample(place: &Path) -> PathBuf {
     for top in ["/usr/lib", "/usr/share"] {
         walk(Path::new(top), &mut files);
     }
+    let mut small = 0;
+    files.retain(|(_, size)| {
+        small += u32::from(*size < SMALL);
+        *size >= SMALL || small % 8 == 0
+    });
     let all: u64 = files.iter().map(|(_, size)| size).sum();
     let staging = place.with_extension("new");
     let _ = fs::remove_dir_all(&staging);
@@ -103,6 +117,14 @@ fn seconds(act: impl FnOnce()) -> f64 {
     let start = Instant::now();
     act();
     start.elapsed().as_secs_f64()
+}
+
+/// Processor time of this process and of its children that have ended, in seconds (proc(5): fields 14 to 17 of stat).
+fn processor_time() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(4);
+    // The unit is 1/100 s on every architecture that Linux has.
+    fields.map(|field| field.parse::<f64>().unwrap() / 100.0).sum()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -236,23 +258,26 @@ fn side_by_side(store: &Store, tree: &Path) {
         ("snapfs: both hashes, a blob in memory", Box::new(|| layer(&in_memory, tree))),
     ];
     let mut times: Vec<Vec<f64>> = ways.iter().map(|_| Vec::new()).collect();
+    let mut loads = times.clone();
     for turn in 0..=TURNS {
-        for ((_, act), times) in ways.iter().zip(&mut times) {
+        for (((_, act), times), loads) in ways.iter().zip(&mut times).zip(&mut loads) {
+            let before = processor_time();
             let time = seconds(act);
             // The first turn warms the page cache.
             if turn > 0 {
                 times.push(time);
+                loads.push(processor_time() - before);
             }
         }
         // What one way left to write must not slow the next turn.
         std::thread::sleep(Duration::from_millis(200));
     }
-    println!("| from files | median s | range | median of the ratios |\n|---|---|---|---|");
+    println!("| from files | wall, s | range | processor, s | wall, median of the ratios |\n|---|---|---|---|---|");
     let base = times[0].clone();
-    for ((name, _), times) in ways.iter().zip(times) {
+    for (((name, _), times), loads) in ways.iter().zip(times).zip(loads) {
         let ratio = median(times.iter().zip(&base).map(|(time, base)| time / base).collect());
-        let (least, most) =
-            times.iter().fold((f64::MAX, 0_f64), |(least, most), time| (least.min(*time), most.max(*time)));
-        println!("| {name} | {:.2} | {least:.2} - {most:.2} | {ratio:.2} |", median(times));
+        let range = times.iter().fold((f64::MAX, 0_f64), |(least, most), time| (least.min(*time), most.max(*time)));
+        let (time, load) = (median(times), median(loads));
+        println!("| {name} | {time:.2} | {:.2} - {:.2} | {load:.2} | {ratio:.2} |", range.0, range.1);
     }
 }

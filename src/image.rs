@@ -3,6 +3,7 @@
 mod build;
 mod frame;
 mod layer;
+mod output;
 mod pipeline;
 mod read;
 mod retract;

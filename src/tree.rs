@@ -295,9 +295,7 @@ impl Tree {
                 self.api.authorise(caller.tid)?;
                 self.api.remove_image(&key.name)
             }
-            Node::Images(prefix) if !prefix.is_empty() => {
-                Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image"))
-            }
+            Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
         }
@@ -480,7 +478,8 @@ fn mode(node: &Node) -> u16 {
     match node {
         Node::Root => 0o755,
         Node::RootFile(_) => 0o444,
-        Node::Images(_) => 0o770,
+        // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
+        Node::Images(_) | Node::Image(_) => 0o770,
         node if node.is_control() => 0o660,
         node => match node.kind() {
             Kind::Directory => 0o750,

@@ -2,14 +2,13 @@
 //!
 //! What a frame becomes depends on its bytes and the compression alone, never on the frames before it or on the thread.
 
-use std::io::{self, Write};
+use std::io;
 
 use flate2::{Compress, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::zstd_safe::CParameter;
 
 use crate::image::Compression;
 use crate::image::seek_table::Frame;
-use crate::store::BlobWriter;
 
 /// The most tar bytes in a frame. docs/performance.md has the measurement.
 pub(crate) const FRAME: usize = 1 << 20;
@@ -54,9 +53,21 @@ impl Batch {
         self.raw.len() >= BATCH
     }
 
-    /// What was encoded, and where.
-    pub(crate) fn packed(&self) -> (&[u8], &[Frame]) {
-        (&self.packed[..self.packed_len], &self.frames)
+    /// What was encoded.
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.packed[..self.packed_len]
+    }
+
+    /// What became of each frame, with its tar bytes.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Frame, &[u8])> {
+        // Where nothing is encoded, the bytes have moved.
+        let tar = if self.raw.is_empty() { self.packed() } else { &self.raw };
+        let mut rest = tar;
+        self.frames.iter().map(move |frame| {
+            let (bytes, after) = rest.split_at(frame.raw as usize);
+            rest = after;
+            (*frame, bytes)
+        })
     }
 
     /// Ready for other bytes.
@@ -112,6 +123,7 @@ impl Encoder {
         }
         if let Encoder::None = self {
             std::mem::swap(raw, packed);
+            raw.clear();
         }
         Ok(())
     }
@@ -188,27 +200,6 @@ impl Decoder {
                 "a frame of the layer has another length than when it was written",
             ));
         }
-        Ok(())
-    }
-}
-
-/// The blob as far as it is written.
-#[derive(Debug)]
-pub(crate) struct Output {
-    pub(crate) blob: BlobWriter,
-    pub(crate) frames: Vec<Frame>,
-}
-
-impl Output {
-    pub(crate) fn new(blob: BlobWriter) -> Output {
-        Output { blob, frames: Vec::new() }
-    }
-
-    /// Append what was encoded.
-    pub(crate) fn append(&mut self, batch: &Batch) -> io::Result<()> {
-        let (packed, frames) = batch.packed();
-        self.blob.write_all(packed)?;
-        self.frames.extend(frames);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! [`LayerWriter`]: tar bytes → diff_id → independent frames → blob, in one pass and on all processors.
 //!
-//! `docs/layer-format.md` has the bytes. The thread that writes hashes the tar, which cannot be divided; workers encode
-//! frames; one more thread hashes and writes the blob.
+//! `docs/layer-format.md` has the bytes. The caller's thread only fills buffers, so that it can read files meanwhile;
+//! workers encode frames; one more thread hashes tar and blob, which cannot be divided, and writes.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,9 +9,10 @@ use std::num::NonZero;
 use std::ops::Range;
 
 use crate::image::Error;
-use crate::image::frame::{Batch, Encoder, FRAME, Output};
+use crate::image::frame::{Batch, Encoder, FRAME};
+use crate::image::output::Output;
 use crate::image::pipeline::{Failure, MAX_WORKERS, Pipeline};
-use crate::image::retract::{Midstates, Retraction};
+use crate::image::retract::Retraction;
 use crate::image::seek_table;
 use crate::oci::{Descriptor, DiffId, MEDIA_TYPE_LAYER, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_ZSTD};
 use crate::store::{BlobWriter, Lease};
@@ -76,13 +77,13 @@ pub struct LayerWriter {
     encoder: Encoder,
     /// What this thread encoded since it last had a blob to itself, in bytes of tar.
     alone: usize,
-    midstates: Midstates,
+    position: u64,
     stage: Stage,
 }
 
 enum Stage {
     /// This thread has the blob.
-    Alone(Output),
+    Alone(Box<Output>),
     Running(Pipeline),
     Failed(Failure),
 }
@@ -117,14 +118,14 @@ impl LayerWriter {
             batch: Batch::new(),
             encoder: Encoder::new(compression).map_err(Error::Write)?,
             alone: 0,
-            midstates: Midstates::default(),
-            stage: Stage::Alone(Output::new(blob)),
+            position: 0,
+            stage: Stage::Alone(Box::new(Output::new(blob))),
         })
     }
 
     /// The bytes of tar so far.
     pub fn position(&self) -> u64 {
-        self.midstates.position()
+        self.position
     }
 
     /// The next bytes begin an entry of the tar, its headers included, whose file has `content` bytes.
@@ -151,15 +152,17 @@ impl LayerWriter {
             }
             from = range.end;
         }
+        let retracted: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
         if ranges.is_empty() {
             return Ok(());
         }
         let old = self.drain().map_err(Failure::into_error)?;
         let retraction = Retraction { old, ranges, compression: self.compression };
-        let new = retraction.run(Output::new(lease.blob()?), &mut self.encoder, &mut self.midstates)?;
+        let new = retraction.run(lease.blob()?, &mut self.encoder)?;
+        self.position -= retracted;
         self.alone = 0;
-        self.stage = Stage::Alone(new);
+        self.stage = Stage::Alone(Box::new(new));
         Ok(())
     }
 
@@ -180,13 +183,12 @@ impl LayerWriter {
         }
         let (digest, size) = output.blob.finish()?;
         let media_type = self.compression.media_type().to_owned();
-        Ok(Layer { descriptor: Descriptor { media_type, digest, size }, diff_id: self.midstates.diff_id() })
+        Ok(Layer { descriptor: Descriptor { media_type, digest, size }, diff_id: output.midstates.diff_id() })
     }
 
     /// End the open frame.
     fn cut(&mut self) -> io::Result<()> {
         self.batch.cut();
-        self.midstates.mark();
         if self.batch.is_full() { self.submit() } else { Ok(()) }
     }
 
@@ -205,9 +207,9 @@ impl LayerWriter {
         let mut pipeline = match stage {
             Stage::Alone(output) if self.alone + self.batch.raw.len() <= ALONE => {
                 self.alone += self.batch.raw.len();
-                return self.encode(output).map(Stage::Alone);
+                return self.encode(*output).map(|output| Stage::Alone(Box::new(output)));
             }
-            Stage::Alone(output) => Pipeline::start(output, self.compression, self.workers)?,
+            Stage::Alone(output) => Pipeline::start(*output, self.compression, self.workers)?,
             Stage::Running(pipeline) => pipeline,
             Stage::Failed(failure) => return Err(failure),
         };
@@ -234,10 +236,9 @@ impl LayerWriter {
     fn drain(&mut self) -> Result<Output, Failure> {
         if self.batch.open_frame() > 0 {
             self.batch.cut();
-            self.midstates.mark();
         }
         let output = match self.take_stage() {
-            Stage::Alone(output) => output,
+            Stage::Alone(output) => *output,
             Stage::Running(pipeline) => pipeline.end()?,
             Stage::Failed(failure) => return Err(failure),
         };
@@ -265,7 +266,7 @@ impl Write for LayerWriter {
             let room = FRAME - self.batch.open_frame();
             let (piece, after) = rest.split_at(room.min(rest.len()));
             self.batch.raw.extend_from_slice(piece);
-            self.midstates.update(piece);
+            self.position += piece.len() as u64;
             if piece.len() == room {
                 self.cut()?;
             }

@@ -1,4 +1,4 @@
-//! The threads of a layer: workers that encode batches, and one writer that puts them in order.
+//! The threads of a layer: workers that encode batches, and one writer that puts them in order, hashes and writes them.
 //!
 //! ```text
 //! producer ──jobs──▶ workers ──done──▶ writer ──▶ blob
@@ -18,10 +18,11 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::image::frame::{Batch, Encoder, Output};
+use crate::image::frame::{Batch, Encoder};
+use crate::image::output::Output;
 use crate::image::{Compression, Error};
 
-/// How many threads may encode, whatever the machine: eight keep up with the one that hashes, and each has its memory.
+/// How many threads may encode, whatever the machine: eight keep up with the one that hashes, and each has its batches.
 pub(crate) const MAX_WORKERS: usize = 8;
 
 /// A batch and its place in the layer.

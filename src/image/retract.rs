@@ -6,72 +6,15 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::image::frame::{Batch, Decoder, Encoder, Output};
+use crate::image::frame::{Batch, Decoder, Encoder};
+use crate::image::output::{Midstates, Output};
 use crate::image::pipeline::Failure;
 use crate::image::seek_table::Frame;
 use crate::image::{Compression, Error};
-use crate::oci::{DiffId, Hasher};
+use crate::store::BlobWriter;
 
 /// How much is copied at once.
 const CHUNK: u64 = 1 << 20;
-/// At first, the bytes of tar between two midstates. Hashing so much again takes half a millisecond.
-const SPACING: u64 = 1 << 20;
-/// With so many midstates every second one is dropped, so that a tar of any length needs 1 MiB for them.
-const MAX_MIDSTATES: usize = 8 << 10;
-
-/// SHA-256 of the tar, with the states it had at ends of frames.
-#[derive(Debug)]
-pub(crate) struct Midstates {
-    now: Hasher,
-    /// In order of [`Hasher::length`], which is the position in the tar.
-    kept: Vec<Hasher>,
-    spacing: u64,
-}
-
-impl Default for Midstates {
-    fn default() -> Midstates {
-        Midstates { now: Hasher::new(), kept: Vec::new(), spacing: SPACING }
-    }
-}
-
-impl Midstates {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.now.update(bytes);
-    }
-
-    /// The bytes of tar so far.
-    pub(crate) fn position(&self) -> u64 {
-        self.now.length()
-    }
-
-    /// A frame ends here.
-    pub(crate) fn mark(&mut self) {
-        if self.position() - self.kept.last().map_or(0, Hasher::length) < self.spacing {
-            return;
-        }
-        self.kept.push(self.now.clone());
-        if self.kept.len() > MAX_MIDSTATES {
-            let mut index = 0;
-            self.kept.retain(|_| {
-                index += 1;
-                index % 2 == 0
-            });
-            self.spacing *= 2;
-        }
-    }
-
-    pub(crate) fn diff_id(&self) -> DiffId {
-        self.now.clone().diff_id()
-    }
-
-    /// Go back to the last midstate at or before `position`.
-    fn rewind(&mut self, position: u64) {
-        let before = self.kept.partition_point(|state| state.length() <= position);
-        self.kept.truncate(before);
-        self.now = self.kept.last().cloned().unwrap_or_default();
-    }
-}
-
 /// What happens to a frame.
 struct Step {
     frame: Frame,
@@ -103,22 +46,24 @@ pub(crate) struct Retraction {
 }
 
 impl Retraction {
-    /// Write what stays to `new`, and make `midstates` its hash.
-    pub(crate) fn run(self, new: Output, encoder: &mut Encoder, midstates: &mut Midstates) -> Result<Output, Error> {
+    /// Write what stays to `blob`.
+    pub(crate) fn run(self, blob: BlobWriter, encoder: &mut Encoder) -> Result<Output, Error> {
         let first = self.ranges.first().map_or(u64::MAX, |range| range.start);
-        let file = self.old.blob.reopen()?;
-        let steps = plan(&self.old.frames, &self.ranges);
+        let Output { blob: old, frames, mut midstates } = self.old;
+        let file = old.reopen()?;
+        let steps = plan(&frames, &self.ranges);
         midstates.rewind(first);
         let compression = self.compression;
+        let new = Output::new(blob);
         std::thread::scope(|scope| {
             // Hashing takes as long as everything else together.
             let copying = std::thread::Builder::new()
                 .name("snapfs-copy".to_owned())
                 .spawn_scoped(scope, || copy(&file, &steps, new, compression, encoder))
                 .map_err(Error::Write)?;
-            let hashed = hash(&file, &steps, compression, midstates);
+            let hashed = hash(&file, &steps, compression, &mut midstates);
             let copied = copying.join().unwrap_or_else(|_| Err(Failure::lost().into_error()));
-            hashed.and(copied)
+            hashed.and(copied).map(|new| Output { midstates, ..new })
         })
     }
 }
@@ -218,7 +163,7 @@ fn copy(
             reader.read(run[0]).map_err(Error::ReadBack)?.for_each(|part| batch.raw.extend_from_slice(part));
             batch.cut();
             encoder.encode(&mut batch).map_err(Error::Write)?;
-            let written = new.append(&batch);
+            let written = new.append_unhashed(&batch);
             batch.clear();
             written
         };

@@ -13,7 +13,8 @@ use snapfs::guard::{self, Error, Frozen, Guard, Init, thaw_leftovers};
 use snapfs::sys::cgroup::{self, Cgroups, Freezer, Version};
 use snapfs::sys::process::{has_interrupting_signal, is_dying};
 
-use crate::harness::cgroup::{Group, cgroups, command, is_root, runs, ticks, versions, wait_for};
+use crate::harness::cgroup::{Group, cgroups, command, runs, ticks, versions, wait_for};
+use crate::harness::have;
 use crate::harness::hung_fuse::HungFuse;
 
 /// The bound of the first thing that must stay true.
@@ -82,15 +83,15 @@ fn report(what: &str, mut times: Vec<Duration>) {
 }
 
 /// Run the test once for each generation of the freezer that this machine has.
-fn each(test: &str, body: impl Fn(Version)) {
-    if is_root(test) {
+fn each(body: impl Fn(Version)) {
+    if have("root") {
         versions().into_iter().for_each(body);
     }
 }
 
 #[test]
 fn freeze_stops_the_tasks_and_thaw_lets_them_run() {
-    each("freeze and thaw", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let frozen = guarded.freeze(&group, init).unwrap();
@@ -108,7 +109,7 @@ fn freeze_stops_the_tasks_and_thaw_lets_them_run() {
 
 #[test]
 fn dropping_it_thaws() {
-    each("drop", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         drop(guarded.freeze(&group, init).unwrap());
@@ -118,7 +119,7 @@ fn dropping_it_thaws() {
 
 #[test]
 fn what_its_user_froze_stays_frozen() {
-    each("user's freeze", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         group.write(true);
@@ -138,7 +139,7 @@ fn what_its_user_froze_stays_frozen() {
 
 #[test]
 fn a_group_below_a_frozen_one_is_frozen_for_itself() {
-    each("frozen ancestor", |version| {
+    each(|version| {
         let above = Group::new(version);
         let path = above.path.join("below");
         fs::create_dir(&path).unwrap();
@@ -164,7 +165,7 @@ fn a_group_below_a_frozen_one_is_frozen_for_itself() {
 
 #[test]
 fn a_hostile_thaw_is_noticed() {
-    each("hostile thaw", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let frozen = guarded.freeze(&group, init).unwrap();
@@ -177,7 +178,7 @@ fn a_hostile_thaw_is_noticed() {
 
 #[test]
 fn another_process_under_the_number_is_refused() {
-    each("pid reuse", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let other = Init { start_time: init.start_time + 1, ..init };
@@ -192,7 +193,7 @@ fn another_process_under_the_number_is_refused() {
 
 #[test]
 fn one_cgroup_is_frozen_once() {
-    each("busy", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let frozen = guarded.freeze(&group, init).unwrap();
@@ -207,7 +208,7 @@ fn one_cgroup_is_frozen_once() {
 
 #[test]
 fn snapfs_does_not_freeze_itself() {
-    each("own cgroup", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         group.add(guarded.pid());
@@ -219,7 +220,7 @@ fn snapfs_does_not_freeze_itself() {
 
 #[test]
 fn a_hybrid_host_uses_the_freezer_that_the_process_is_in() {
-    if !is_root("hybrid host") || versions().len() < 2 {
+    if !have("root") || versions().len() < 2 {
         return;
     }
     let (v2, init) = Group::busy(Version::V2);
@@ -249,7 +250,7 @@ fn a_hybrid_host_uses_the_freezer_that_the_process_is_in() {
 
 #[test]
 fn the_guard_thaws_at_the_limit() {
-    each("limit", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let limit = Duration::from_millis(300);
@@ -268,7 +269,7 @@ fn the_guard_thaws_at_the_limit() {
 
 #[test]
 fn a_task_that_cannot_be_stopped_is_named_and_the_rest_runs_on() {
-    each("uninterruptible task", |version| {
+    each(|version| {
         let directory = tempfile::tempdir().unwrap();
         let (mut group, init) = Group::busy(version);
         // After the group, so that it is dropped before: what waits for it cannot be killed.
@@ -294,7 +295,7 @@ fn a_task_that_cannot_be_stopped_is_named_and_the_rest_runs_on() {
 
 #[test]
 fn a_container_that_keeps_forking_is_frozen() {
-    each("forks", |version| {
+    each(|version| {
         let mut group = Group::new(version);
         let init = group.run("while :; do (:) & (:) & (:); wait; done");
         let guarded = Guarded::new();
@@ -312,7 +313,7 @@ fn a_container_that_keeps_forking_is_frozen() {
 
 #[test]
 fn the_end_of_the_container_is_an_error_of_its_own() {
-    each("gone", |version| {
+    each(|version| {
         let (mut group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let frozen = guarded.freeze(&group, init).unwrap();
@@ -330,7 +331,7 @@ fn the_end_of_the_container_is_an_error_of_its_own() {
 
 #[test]
 fn the_guard_is_a_process_apart() {
-    if !is_root("the guard's properties") {
+    if !have("root") {
         return;
     }
     let guarded = Guarded::new();
@@ -358,7 +359,7 @@ fn the_guard_is_a_process_apart() {
 
 #[test]
 fn a_killed_guard_is_replaced_and_knows_what_is_frozen() {
-    each("killed guard", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let (other, other_init) = Group::busy(version);
         let guarded = Guarded::new();
@@ -383,7 +384,7 @@ fn a_killed_guard_is_replaced_and_knows_what_is_frozen() {
 
 #[test]
 fn a_guard_that_hangs_is_replaced() {
-    each("stopped guard", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let old = guarded.pid();
@@ -395,7 +396,7 @@ fn a_guard_that_hangs_is_replaced() {
 
 #[test]
 fn nothing_is_frozen_without_a_guard() {
-    each("no guard", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let directory = tempfile::tempdir_in("/run").unwrap();
         assert!(matches!(Guard::start_from(Path::new("/bin/true"), directory.path()), Err(Error::NoAnswer { .. })));
@@ -414,7 +415,7 @@ fn nothing_is_frozen_without_a_guard() {
 
 #[test]
 fn a_directory_that_others_can_write_to_is_refused() {
-    if !is_root("directory") {
+    if !have("root") {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -426,7 +427,7 @@ fn a_directory_that_others_can_write_to_is_refused() {
 
 #[test]
 fn a_file_that_is_no_intent_is_reported_and_kept() {
-    if !is_root("foreign file") {
+    if !have("root") {
         return;
     }
     let directory = tempfile::tempdir_in("/run").unwrap();
@@ -438,7 +439,7 @@ fn a_file_that_is_no_intent_is_reported_and_kept() {
 
 #[test]
 fn a_freeze_and_a_thaw_take_microseconds() {
-    each("latency", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let freezer = Freezer::open(&group.cgroups(), init.pid, &[]).unwrap();
         let (mut freezes, mut thaws) = (Vec::new(), Vec::new());
@@ -470,7 +471,7 @@ fn a_freeze_and_a_thaw_take_microseconds() {
 
 #[test]
 fn a_signal_to_a_task_that_cannot_take_it_is_seen() {
-    each("pending signals", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let guarded = Guarded::new();
         let frozen = guarded.freeze(&group, init).unwrap();
@@ -488,7 +489,7 @@ fn a_signal_to_a_task_that_cannot_take_it_is_seen() {
 #[test]
 fn a_forged_path_is_refused() {
     let tmpfs = Path::new("/sys/fs/cgroup");
-    if !is_root("forged paths") || !versions().contains(&Version::V1) {
+    if !have("root") || !versions().contains(&Version::V1) {
         return;
     }
     let (group, init) = Group::busy(Version::V1);

@@ -44,6 +44,8 @@ mod roundtrip;
 mod seal;
 // Control files as people write to them.
 mod shells;
+// The units and fstab under a real systemd.
+mod systemd;
 // The bytes of a layer.
 mod tar;
 // What the tree shows, file by file, and against a model.

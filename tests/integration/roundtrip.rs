@@ -21,6 +21,7 @@ use snapfs::changeset::{Changes, Entry, Kind, Namespace, Source, scan};
 use snapfs::oci::{Digest, canonical_json};
 use snapfs::progress::Progress;
 
+use crate::harness::mount::in_lab;
 use crate::harness::rootfs::{
     Facts, Item, Overlay, absent, acl, at, beneath, block_device, char_device, differences, dir, facts, fifo, file,
     hardlink, make, remove, rename, scratch, set_mtime, socket, sparse, symlink,
@@ -443,17 +444,6 @@ fn write_layout(dir: &Path, layers: &[Vec<u8>]) {
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(dir.join("index.json"), canonical_json(&index).unwrap()).unwrap();
     fs::write(dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-}
-
-/// Whether this runs in the lab; says so loudly if not, and fails if it should.
-pub(crate) fn in_lab() -> bool {
-    let in_lab = std::env::var_os("SNAPFS_LAB").is_some_and(|value| value == "1");
-    if !in_lab {
-        let required = std::env::var_os("SNAPFS_TEST_REQUIRE").unwrap_or_default();
-        assert!(!required.to_string_lossy().contains("lab"), "this test needs the lab: run it by tests/lab/enter");
-        eprintln!("SKIPPED: this test needs the lab: run it by tests/lab/enter");
-    }
-    in_lab
 }
 
 /// Unpacks `layers` with umoci and compares.

@@ -257,7 +257,7 @@ fn owners_modes_times_and_lifetimes() {
         ("containers/web/rootfs", Kind::Symlink, 0o777, Lifetime::Volatile),
         ("images", Kind::Directory, 0o770, Lifetime::Volatile),
         ("images/registry.example/team", Kind::Directory, 0o770, Lifetime::Volatile),
-        (WEB, Kind::Directory, 0o750, Lifetime::Volatile),
+        (WEB, Kind::Directory, 0o770, Lifetime::Volatile),
         (&format!("{WEB}/tag"), Kind::File, 0o660, Lifetime::Volatile),
         (&format!("{WEB}/last_error"), Kind::File, 0o440, Lifetime::Volatile),
         (&format!("{WEB}/manifest.json"), Kind::File, 0o440, Lifetime::Immutable),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use snapfs::tree::ErrorKind;
 
 use crate::control::jobs;
-use crate::harness::cgroup::{command, is_root};
+use crate::harness::cgroup::command;
+use crate::harness::have;
 use crate::harness::rootfs::{file, scratch};
 use crate::harness::world::{Setup, World};
 
@@ -60,7 +61,7 @@ fn free(place: &Path) -> u64 {
 
 #[test]
 fn a_full_disk() {
-    if !is_root("a_full_disk") {
+    if !have("root") {
         return;
     }
     let disk = Small::mount();

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,23 +13,8 @@ use tempfile::TempDir;
 
 use super::{Subject, conforms};
 use crate::harness::engine::check_image;
-
-/// podman has one store: one test at a time.
-static PODMAN: Mutex<()> = Mutex::new(());
-
-/// Whether this is the lab; a loud skip if not, and a failure if the lab is required.
-fn in_lab(test: &str) -> bool {
-    let variable = |name| std::env::var(name).unwrap_or_default();
-    if variable("SNAPFS_LAB") == "1" {
-        return true;
-    }
-    let required = variable("SNAPFS_TEST_REQUIRE").split(',').any(|word| word == "lab");
-    assert!(!required, "{test} needs the lab: run it through tests/lab/enter");
-    // Not eprintln, which the test harness would keep to itself.
-    let line = format!("SKIPPED: {test} needs the lab: run it through tests/lab/enter\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
-    false
-}
+use crate::harness::lab;
+use crate::harness::mount::in_lab;
 
 /// Runs a command to its end; its output without white space around it.
 fn run<A: AsRef<OsStr>>(command: &[A]) -> String {
@@ -162,15 +145,12 @@ impl Subject for Bundle {
 /// The lab's podman, with an empty list of containers.
 struct RealPodman {
     runtime: &'static str,
-    _turn: MutexGuard<'static, ()>,
+    _turn: lab::Podman,
 }
 
 impl RealPodman {
     fn new(runtime: &'static str) -> RealPodman {
-        let turn = PODMAN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        run(&[script("images").as_os_str()]);
-        run(&["podman", "rm", "--force", "--all", "--time", "0"]);
-        RealPodman { runtime, _turn: turn }
+        RealPodman { runtime, _turn: lab::Podman::take() }
     }
 
     fn create_from(&self, name: &str, image: &str) {
@@ -184,12 +164,6 @@ impl RealPodman {
 
     fn inspect(&self, name: &str, field: &str) -> String {
         self.podman(&["container", "inspect", "--format", &format!("{{{{{field}}}}}"), name])
-    }
-}
-
-impl Drop for RealPodman {
-    fn drop(&mut self) {
-        Command::new("podman").args(["rm", "--force", "--all", "--time", "0"]).stdout(Stdio::null()).status().ok();
     }
 }
 
@@ -235,7 +209,7 @@ impl Subject for RealPodman {
 
 #[test]
 fn the_real_runc_conforms() {
-    if in_lab("the_real_runc_conforms") {
+    if in_lab() {
         conforms(&mut Bundle::new("runc", "overlay"));
         conforms(&mut Bundle::new("runc", "plain"));
     }
@@ -243,7 +217,7 @@ fn the_real_runc_conforms() {
 
 #[test]
 fn the_real_crun_conforms() {
-    if in_lab("the_real_crun_conforms") {
+    if in_lab() {
         conforms(&mut Bundle::new("crun", "overlay"));
         conforms(&mut Bundle::new("crun", "plain"));
     }
@@ -251,21 +225,21 @@ fn the_real_crun_conforms() {
 
 #[test]
 fn the_real_podman_conforms_with_runc() {
-    if in_lab("the_real_podman_conforms_with_runc") {
+    if in_lab() {
         conforms(&mut RealPodman::new("runc"));
     }
 }
 
 #[test]
 fn the_real_podman_conforms_with_crun() {
-    if in_lab("the_real_podman_conforms_with_crun") {
+    if in_lab() {
         conforms(&mut RealPodman::new("crun"));
     }
 }
 
 #[test]
 fn podman_says_the_same_of_its_containers() {
-    if !in_lab("podman_says_the_same_of_its_containers") {
+    if !in_lab() {
         return;
     }
     let podman = RealPodman::new("runc");
@@ -314,7 +288,7 @@ fn podman_says_the_same_of_its_containers() {
 
 #[test]
 fn a_root_that_podman_was_given() {
-    if !in_lab("a_root_that_podman_was_given") {
+    if !in_lab() {
         return;
     }
     let podman = RealPodman::new("crun");
@@ -335,7 +309,7 @@ fn a_root_that_podman_was_given() {
 
 #[test]
 fn overlays_with_odd_paths_are_read_as_the_kernel_shows_them() {
-    if !in_lab("overlays_with_odd_paths_are_read_as_the_kernel_shows_them") {
+    if !in_lab() {
         return;
     }
     let directory = tempfile::tempdir_in("/scratch").unwrap();

@@ -117,7 +117,7 @@ fn thawed_after(group: &Group, kill: impl FnOnce()) -> (Duration, bool) {
 
 #[test]
 fn a_daemon_killed_at_any_moment_leaves_nothing_frozen() {
-    each("killed daemon", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let directory = tempfile::tempdir_in("/run").unwrap();
         let (mut times, mut guards) = (Vec::new(), Vec::new());
@@ -146,7 +146,7 @@ fn a_daemon_killed_at_any_moment_leaves_nothing_frozen() {
 
 #[test]
 fn a_daemon_that_cannot_die_is_dead_to_the_guard() {
-    each("daemon in uninterruptible sleep", |version| {
+    each(|version| {
         let directory = tempfile::tempdir().unwrap();
         let runtime = tempfile::tempdir_in("/run").unwrap();
         let (group, init) = Group::busy(version);
@@ -171,7 +171,7 @@ fn a_daemon_that_cannot_die_is_dead_to_the_guard() {
 
 #[test]
 fn what_daemon_and_guard_leave_when_killed_together_is_thawed_at_the_next_start() {
-    each("both killed", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let directory = tempfile::tempdir_in("/run").unwrap();
         for _ in 0..20 {
@@ -206,7 +206,7 @@ fn what_daemon_and_guard_leave_when_killed_together_is_thawed_at_the_next_start(
 
 #[test]
 fn a_pause_by_its_user_after_the_daemons_death_is_kept() {
-    each("pause after death", |version| {
+    each(|version| {
         let (group, init) = Group::busy(version);
         let directory = tempfile::tempdir_in("/run").unwrap();
         let mut daemon = Daemon::start(directory.path(), &group, init, "hold");

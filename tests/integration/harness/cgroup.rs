@@ -11,17 +11,6 @@ use std::time::{Duration, Instant};
 use snapfs::guard::Init;
 use snapfs::sys::cgroup::{Cgroups, Version};
 
-/// Whether the tests that need root can run. If not they say so, or fail where `SNAPFS_TEST_REQUIRE` contains `root`.
-pub fn is_root(test: &str) -> bool {
-    if nix::unistd::geteuid().is_root() {
-        return true;
-    }
-    let required = std::env::var_os("SNAPFS_TEST_REQUIRE").unwrap_or_default();
-    assert!(!required.to_string_lossy().contains("root"), "{test} needs root");
-    eprintln!("SKIPPED: {test} needs root");
-    false
-}
-
 /// The freezers of this machine: cgroup v1, v2, or both.
 pub fn versions() -> Vec<Version> {
     let versions: Vec<Version> =

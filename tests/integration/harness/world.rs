@@ -19,11 +19,11 @@ use snapfs::sys::clock::Clock;
 use snapfs::tree::{Access, Attr, Caller, Change, Error, Kind, Opened, Reply, Tree};
 use tempfile::TempDir;
 
-use crate::harness::cgroup::{Group, is_root, versions, wait_for};
+use crate::harness::cgroup::{Group, versions, wait_for};
 use crate::harness::engine::FakeEngine;
 use crate::harness::image::{Whole, name, read_whole};
 use crate::harness::rootfs::{Item, Overlay, make};
-use crate::harness::scratch;
+use crate::harness::{have, scratch};
 
 /// The longest that anything here may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -77,7 +77,7 @@ impl World {
 
     /// The same, not as usual.
     pub(crate) fn with(setup: Setup) -> Option<World> {
-        if !is_root(thread::current().name().unwrap_or("a test")) {
+        if !have("root") {
             return None;
         }
         let directory = scratch();
