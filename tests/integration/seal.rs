@@ -122,7 +122,7 @@ fn a_tree_that_is_turned_over_all_the_time_is_that_of_one_moment() {
     let directory = world.engine.directory_of("web");
     let lower = directory.join("lower");
     begin(&lower);
-    let overlay = Overlay::mount(&directory, &[lower.clone()], directory.join("upper"), "");
+    let overlay = Overlay::mount(&directory, std::slice::from_ref(&lower), directory.join("upper"), "");
     world.change(|_| {});
     let root = overlay.merged.clone();
     world.run("web");
