@@ -178,5 +178,5 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
     world.change(|engine| engine.stop("web"));
     world.commit("web", "img").unwrap();
     assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("stopped"));
-    assert_eq!(jobs(&world).len(), 4);
+    assert_eq!(jobs(&world).len(), 5);
 }
