@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
 use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
 use crate::commit::aside::{Aside, Late};
-use crate::commit::hold::{Freezing, Held};
+use crate::commit::hold::{Freezing, Held, require_kept};
 use crate::commit::in_use::{InUse, Names};
 use crate::commit::layout::is_early;
 use crate::commit::{Captured, Context, Error, Pause, source};
@@ -80,6 +80,10 @@ pub(super) fn seal(
         Some(changes) => changes,
         None => snapshot.changes(progress)?,
     };
+    // What lies below was asked just now: it must not have been on its way out with the container.
+    if !freezing.is_alive() {
+        require_kept(context, container)?;
+    }
     copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
 }
 
