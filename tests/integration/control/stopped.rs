@@ -129,7 +129,7 @@ fn a_container_that_its_user_paused_stays_paused_and_is_committed() {
     });
     world.change(|engine| engine.freeze("web", true));
     assert_eq!(world.line("containers/web/status"), "paused");
-    for line in ["img", "img pause=none"] {
+    for line in ["img", "img pause=none", "img pause=full"] {
         world.commit("web", line).unwrap();
         assert!(world.group("web", |group| group.is_frozen() && group.is_settled()), "{line}");
         assert_eq!(world.line("containers/web/status"), "paused", "{line}");
@@ -165,7 +165,7 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
     world.assert_thawed("web", "cancelled");
     std::fs::remove_file(world.root_of("web").join("zzz-endless")).unwrap();
 
-    let cases = [("img", "full"), ("img pause=none", "none")];
+    let cases = [("img", "seal"), ("img pause=full", "full"), ("img pause=none", "none")];
     for (line, pause) in cases {
         world.make("web", &[file("more", line)]);
         world.commit("web", line).unwrap();
@@ -173,10 +173,10 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
         let image = world.whole("img");
         assert_eq!(image.annotation("io.snapfs.pause"), Some(pause));
         let frozen: u64 = image.annotation("io.snapfs.frozen_us").unwrap().parse().unwrap();
-        assert_eq!(frozen > 0, pause == "full", "{line}: {frozen}");
+        assert_eq!(frozen > 0, pause != "none", "{line}: {frozen}");
     }
     world.change(|engine| engine.stop("web"));
     world.commit("web", "img").unwrap();
     assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("stopped"));
-    assert_eq!(jobs(&world).len(), 4);
+    assert_eq!(jobs(&world).len(), 5);
 }
