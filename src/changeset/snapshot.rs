@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::changeset::collect::{Seen, look};
 use crate::changeset::cursor::{Cursor, join, split};
@@ -30,12 +30,6 @@ const MAX_BYTES: u64 = 1 << 30;
 /// How old a change time must be for the next change to be sure to get another. The kernel before 6.13 takes change times
 /// from the timer's tick, which comes every 10 ms at the slowest (`CONFIG_HZ=100`).
 pub const SETTLED: Duration = Duration::from_millis(20);
-
-/// Now, for comparison with change times.
-pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time { seconds: since.as_secs().cast_signed(), nanoseconds: since.subsec_nanos() }
-}
 
 /// Whether what changed last at `ctime` had settled at `at`: whatever happens to it from then on changes its change time.
 pub fn is_settled(ctime: Time, at: Time) -> bool {
@@ -153,7 +147,7 @@ impl Snapshot {
         };
         let upper = open(upper)?;
         let lower_roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-        let at = now();
+        let at = Time::now();
         let root = upper.node().and_then(|node| Seen::new(node, namespace)).map_err(look("look at", b""))?;
         let mut snapshot = Snapshot {
             namespace,
@@ -182,7 +176,7 @@ impl Snapshot {
     pub fn update(&mut self, frozen: bool, progress: &Progress) -> Result<Difference, Error> {
         self.vanished.clear();
         let mut walk = Walk::new(self, frozen, progress);
-        let at = now();
+        let at = Time::now();
         let stat = self.upper.stat(b".").map_err(look("look at", b""))?;
         let is_same = self.root_settled && same(&stat, &self.root.stat);
         if !is_same {
@@ -394,12 +388,12 @@ impl<'a> Walk<'a> {
     /// A directory that has the names it had.
     fn check(&mut self, snapshot: &mut Snapshot, directory: &mut Directory, stack: &mut Stack) -> Result<(), At> {
         let path = &directory.path;
-        let at = now();
+        let at = Time::now();
         for child in &mut directory.children {
             let failed = |error| (path.clone(), error);
             let dir = self.cursor.dir(path).map_err(failed)?;
-            match &mut child.here {
-                Here::File { seen, settled: true, directory } => match dir.stat(&child.name) {
+            if let Here::File { seen, settled: true, directory } = &mut child.here {
+                match dir.stat(&child.name) {
                     Ok(stat) if same(&stat, &seen.stat) => {
                         if let Some(index) = directory {
                             stack.push((*index, false));
@@ -414,8 +408,7 @@ impl<'a> Walk<'a> {
                         continue;
                     }
                     Err(error) => return Err((join(path, &child.name), error)),
-                },
-                _ => {}
+                }
             }
             self.renew(snapshot, path, child, at, stack)?;
         }
@@ -425,7 +418,7 @@ impl<'a> Walk<'a> {
     /// A directory whose names may be others.
     fn list(&mut self, snapshot: &mut Snapshot, directory: &mut Directory, stack: &mut Stack) -> Result<(), At> {
         let path = directory.path.clone();
-        let at = now();
+        let at = Time::now();
         let mut names = self.cursor.dir(&path).and_then(Dir::entries).map_err(|error| (path.clone(), error))?;
         names.sort_unstable();
         let mut old = std::mem::take(&mut directory.children).into_iter().peekable();

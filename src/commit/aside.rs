@@ -98,7 +98,7 @@ impl Aside {
             }
             _ => {
                 let base = self.end;
-                match self.to_spool(file, metadata.size, until).map_err(read)? {
+                match self.spool_file(file, metadata.size, until).map_err(read)? {
                     Ok(()) => Stored::Spool { base },
                     Err(late) => return Ok(Err(late)),
                 }
@@ -108,7 +108,7 @@ impl Aside {
         Ok(Ok(()))
     }
 
-    fn to_spool(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
+    fn spool_file(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
         let base = self.end;
         self.end = (base + size).next_multiple_of(ALIGNMENT);
         let Some(target) = self.spool.file() else {

@@ -109,9 +109,10 @@ impl Hold {
         match self {
             Hold::Frozen(frozen) => Held::of(frozen, Pause::Full),
             Hold::Stopped => {
+                let is_whole = context.engine.is_whole(container)?;
                 let inventory = context.engine.list()?;
                 let now = inventory.containers.iter().find(|other| other.id == container.id);
-                match now.filter(|now| now.created == container.created) {
+                match now.filter(|now| now.created == container.created && is_whole) {
                     // Removed, perhaps made anew under its id: its files may have gone while they were read.
                     None => Err(Error::Removed(container.name.clone())),
                     Some(now) if runs(now).is_some() => Err(Error::Started(container.name.clone())),

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
-use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled, now};
+use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
 use crate::commit::aside::{Aside, Late};
 use crate::commit::hold::{Freezing, Held};
 use crate::commit::in_use::{InUse, Names};
@@ -102,14 +102,14 @@ impl Copy<'_> {
         freezing: &Freezing,
         progress: &Progress,
     ) -> Result<usize, Error> {
-        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, now())) {
+        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, Time::now())) {
             // Written just now. A moment later it can be told whether it is written again.
             std::thread::sleep(SETTLED * 2);
         }
         let mut last = u64::MAX;
         for (round, phase) in ROUNDS.iter().enumerate() {
             progress.enter(phase);
-            let began = now();
+            let began = Time::now();
             let in_use = InUse::of(&freezing.processes()?)?;
             self.names.learn(snapshot, changes);
             self.round(changes, &in_use, began)?;

@@ -206,6 +206,16 @@ impl Engine for Podman {
         self.store.image(&record.image_id, name).map(Some)
     }
 
+    fn is_whole(&self, container: &Container) -> Result<bool, Error> {
+        let record = self.store.containers()?.records.into_iter().find(|record| record.id == container.id);
+        match record {
+            None => Ok(false),
+            // `--rootfs`: the files are not podman's.
+            Some(record) if record.image_id.is_empty() => Ok(true),
+            Some(record) => self.store.is_whole(&record.layer),
+        }
+    }
+
     fn labels(&self, container: &Container) -> Result<Labels, Error> {
         self.labels.labels(&container.id)
     }

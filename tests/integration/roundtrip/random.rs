@@ -11,8 +11,9 @@ use rustix::fs::{XattrFlags, lsetxattr};
 use snapfs::changeset::{Namespace, Source, flatten, scan};
 use snapfs::progress::Progress;
 
+use crate::harness::mount::in_lab;
 use crate::harness::rootfs::{Facts, Overlay, facts, rename, scratch, set_mtime};
-use crate::roundtrip::{check, check_umoci, in_lab, layer_of, source, tar_of};
+use crate::roundtrip::{check, check_umoci, layer_of, source, tar_of};
 
 /// What a random process does.
 #[derive(Debug, Clone)]
