@@ -48,8 +48,8 @@ pub struct Parts {
     pub clock: Clock,
     /// How many jobs run at once.
     pub workers: usize,
-    /// How long a container may stay frozen.
-    pub freeze_limit: Duration,
+    /// How long a container may stay frozen, if the user says so.
+    pub freeze_limit: Option<Duration>,
 }
 
 /// The product: containers, images and jobs, and the verbs that act on them.
@@ -63,7 +63,7 @@ pub struct Snapfs {
     images: Mutex<HashMap<Digest, Arc<Image>>>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
-    freeze_limit: Duration,
+    freeze_limit: Option<Duration>,
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,

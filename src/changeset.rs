@@ -15,6 +15,7 @@ mod lower;
 mod overlay;
 mod pax;
 mod scan;
+mod snapshot;
 pub mod tar;
 
 pub use collect::Error;
@@ -22,3 +23,4 @@ pub use entry::{Changes, Entry, Kind, Metadata, escape};
 pub use flatten::{fingerprint, flatten};
 pub use overlay::Namespace;
 pub use scan::{Source, scan};
+pub use snapshot::{Difference, Place, Reader, SETTLED, Snapshot, is_settled};

@@ -14,7 +14,11 @@ pub const OPTIONS: [(&str, &str, &str); 9] = [
     ("crun-root", "DIR", "a state directory of crun to look in; may be repeated (default /run/crun)"),
     ("podman-root", "DIR", "podman's --root (default: podman's own)"),
     ("podman-runroot", "DIR", "podman's --runroot (default: podman's own)"),
-    ("freeze-limit", "SECONDS", "how long a container may stay frozen before it is let run (default 120)"),
+    (
+        "freeze-limit",
+        "SECONDS",
+        "how long a container may stay frozen before it is let run (default 2, and 120 with pause=full)",
+    ),
     ("jobs", "N", "how many jobs run at the same time (default: by the number of processors)"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];

@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod host;
 mod image;
+mod labels;
 mod listing;
 pub mod mountinfo;
 pub mod name;
@@ -54,7 +55,8 @@ pub trait Engine: Send + Sync + Debug {
         Ok(true)
     }
 
-    /// The container's labels. This may run the engine's program, for two seconds at most: never call it for a listing.
+    /// The container's labels. An engine that must be asked for them is asked in the background: [`Error::NotYet`] if it has
+    /// not told within half a second.
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error>;
 }
 

@@ -34,6 +34,7 @@ mod lease;
 mod names;
 mod record;
 mod scan;
+mod spool;
 mod tag;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use gc::Collected;
 pub use lease::Lease;
 pub use names::{Conflict, Entry};
 pub use record::{RECORD_LIMIT, Record};
+pub use spool::Spool;
 pub use tag::Replace;
 
 use std::collections::{BTreeMap, HashSet};

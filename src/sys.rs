@@ -3,6 +3,7 @@
 // Files. Three ways into a directory, by whose it is: ours to change, an engine's to read (links stay inside), a
 // container's to distrust (one name at a time, nothing followed).
 pub mod beneath;
+pub mod copy;
 pub mod dir;
 pub mod inside;
 
@@ -14,7 +15,9 @@ pub mod xattr;
 pub mod account;
 pub mod cgroup;
 pub mod daemonize;
+pub mod held;
 pub mod packet;
+pub mod priority;
 pub mod process;
 mod procfs;
 mod switch;

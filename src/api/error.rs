@@ -146,7 +146,8 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
     use engine::Error as E;
     match error {
         E::NoContainer { .. } | E::Ambiguous { .. } | E::Gone { .. } | E::UnknownEngine { .. } => ErrorKind::NotFound,
-        E::Program { .. } => ErrorKind::External,
+        E::Program { .. } | E::Untold { .. } => ErrorKind::External,
+        E::NotYet { .. } => ErrorKind::Again,
         _ => ErrorKind::Io,
     }
 }
@@ -172,14 +173,22 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
         E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
-        E::Removed(_) => ErrorKind::NotFound,
+        E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
+        E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
         E::Image(error) => image_kind(error),
         E::Store(error) => store_kind(error),
         E::Cancelled(_) => ErrorKind::Cancelled,
-        E::Changes(_) | E::Tar(_) | E::BaseDiffers { .. } | E::BaseRead(_) | E::BaseConfig(_) => ErrorKind::Io,
+        E::Changes(_)
+        | E::Tar(_)
+        | E::InUse(_)
+        | E::Aside { .. }
+        | E::NotAside { .. }
+        | E::BaseDiffers { .. }
+        | E::BaseRead(_)
+        | E::BaseConfig(_) => ErrorKind::Io,
     }
 }
 

@@ -110,20 +110,24 @@ pub(crate) fn look<'a>(step: &'static str, path: &'a [u8]) -> impl FnOnce(io::Er
     move |source| Error::Look { step, path: path.to_vec(), source }
 }
 
-/// A file that was looked at: all that is needed to describe it, and a handle.
-#[derive(Debug)]
+/// A file that was looked at: all that is needed to describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    pub(crate) node: Node,
     pub(crate) stat: Stat,
     pub(crate) xattrs: Xattrs,
+    /// Of a symbolic link.
+    pub(crate) target: Vec<u8>,
 }
 
 impl Seen {
     /// Looks at a file; `namespace` as for [`sort`].
+    ///
+    /// The attributes of which a change leaves a new change time come first: what changes later shows in them.
     pub(crate) fn new(node: Node, namespace: Option<Namespace>) -> io::Result<Seen> {
         let stat = node.stat()?;
         let xattrs = sort(xattr::all(&node)?, namespace);
-        Ok(Seen { node, stat, xattrs })
+        let target = if stat.file_type == FileType::Symlink { node.read_link()? } else { Vec::new() };
+        Ok(Seen { stat, xattrs, target })
     }
 }
 
@@ -184,7 +188,7 @@ impl<'a> Collector<'a> {
 
     /// `seen` is at `path`, and its content beneath the root of index `root`. A socket is counted and left out.
     pub(crate) fn add(&mut self, path: Vec<u8>, seen: Seen, in_lower: bool, root: usize) -> Result<(), Error> {
-        let Seen { node, stat, xattrs } = seen;
+        let Seen { stat, xattrs, target } = seen;
         let kind = match stat.file_type {
             FileType::Socket => {
                 self.changes.sockets += 1;
@@ -192,7 +196,7 @@ impl<'a> Collector<'a> {
             }
             FileType::Directory => Kind::Directory,
             FileType::Regular => Kind::File,
-            FileType::Symlink => Kind::Symlink { target: node.read_link().map_err(look("read link", &path))? },
+            FileType::Symlink => Kind::Symlink { target },
             FileType::CharDevice => Kind::CharDevice(stat.rdev),
             FileType::BlockDevice => Kind::BlockDevice(stat.rdev),
             FileType::Fifo => Kind::Fifo,
@@ -208,7 +212,12 @@ impl<'a> Collector<'a> {
                 return self.push(path, Kind::HardLink { to }, in_lower, metadata, Vec::new(), root);
             }
         }
-        self.push(path, kind, in_lower, metadata, xattrs.kept, root)
+        let copied_up = in_lower || xattrs.marks.origin;
+        self.push(path, kind, in_lower, metadata, xattrs.kept, root)?;
+        if let Some(entry) = self.changes.entries.last_mut() {
+            entry.copied_up = copied_up;
+        }
+        Ok(())
     }
 
     fn push(
@@ -236,8 +245,24 @@ impl<'a> Collector<'a> {
         if self.bytes > MAX_BYTES {
             return Err(Error::TooMany);
         }
-        self.changes.entries.push(Entry { path, kind, in_lower, metadata, xattrs, root });
+        self.changes.entries.push(Entry {
+            path,
+            kind,
+            in_lower,
+            metadata,
+            xattrs,
+            root,
+            replaces: false,
+            copied_up: false,
+        });
         Ok(())
+    }
+
+    /// The last entry is a directory in place of something else below.
+    pub(crate) fn replaces(&mut self) {
+        if let Some(entry) = self.changes.entries.last_mut() {
+            entry.replaces = true;
+        }
     }
 
     /// The end of the walk.

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use crate::changeset::snapshot::Place;
 use crate::sys::dir::{Device, Dir, Stat, Time};
 
 /// What the image specification (`layer.md`) calls a changeset: the paths added, modified and deleted.
@@ -39,6 +40,10 @@ pub struct Entry {
     /// Extended attributes as a process in the container sees them, sorted by name; none for a hard link (they are its
     /// target's).
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// A directory where the layers below have something else: who unpacks what is in it before itself would find that.
+    pub replaces: bool,
+    /// Copied up from a layer below, so that the overlay may show it under another inode number.
+    pub copied_up: bool,
     /// Which of [`Changes::roots`] holds the content.
     pub(crate) root: usize,
 }
@@ -135,6 +140,20 @@ impl Changes {
 }
 
 impl Entry {
+    /// Whether both describe the same, so that what was written for one serves for the other. Allocated blocks do not
+    /// count: they change when the kernel writes back.
+    pub fn is_same(&self, other: &Entry) -> bool {
+        let Entry { path, kind, in_lower, metadata, xattrs, replaces, copied_up: _, root } = self;
+        let metadata = Metadata { blocks: other.metadata.blocks, ..*metadata };
+        (path, kind, in_lower, &metadata, xattrs, replaces, root)
+            == (&other.path, &other.kind, &other.in_lower, &other.metadata, &other.xattrs, &other.replaces, &other.root)
+    }
+
+    /// Where its content is.
+    pub fn place(&self) -> Place {
+        Place { path: self.path.clone(), root: self.root, metadata: self.metadata }
+    }
+
     /// `A`, `C` or `D`, as `docker diff` and `podman diff` spell them.
     pub fn letter(&self) -> char {
         match (&self.kind, self.in_lower) {

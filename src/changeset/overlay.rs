@@ -37,6 +37,8 @@ pub(crate) struct Marks {
     pub(crate) redirect: bool,
     /// `metacopy`: only the attributes are here, the content is in a layer below.
     pub(crate) metacopy: bool,
+    /// `origin`: this was copied from a layer below, and has the inode number from there for those who look through the overlay.
+    pub(crate) origin: bool,
     /// `nlink`: with `index=on`, this is one name of an inode whose other names may show it too without being here.
     pub(crate) indexed: bool,
 }
@@ -92,7 +94,8 @@ fn read_mark(mark: &[u8], value: &[u8], marks: &mut Marks) {
         b"redirect" => marks.redirect = true,
         b"metacopy" => marks.metacopy = true,
         b"nlink" => marks.indexed = true,
-        _ => {} // origin, impure, upper, uuid, protattr: bookkeeping
+        b"origin" => marks.origin = true,
+        _ => {} // impure, upper, uuid, protattr: bookkeeping
     }
 }
 

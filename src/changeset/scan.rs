@@ -17,17 +17,18 @@
 //! through one and then loses that one, shows the change under the others and leaves no sign of it in the upper directory.
 //! While it has the name it is an error ([`Error::IndexedLink`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::vec::IntoIter;
 
 use crate::changeset::collect::{Collector, Seen, look};
 use crate::changeset::cursor::{Cursor, join, split};
-use crate::changeset::lower::{Found, Lower, Part, is_whiteout_device, is_xattr_whiteout, open};
+use crate::changeset::lower::{Found, Lower, Part, is_whiteout_device};
+use crate::changeset::snapshot::{Here, Snapshot};
 use crate::changeset::{Changes, Error, Namespace};
 use crate::progress::Progress;
-use crate::sys::dir::{Device, Dir, FileType, Name, is_gone, is_mount};
+use crate::sys::dir::{Device, Dir, FileType, is_gone, is_mount};
 
 /// Directories of the upper and of the merged tree held open.
 const KEEP: usize = 32;
@@ -58,29 +59,23 @@ pub enum Source {
 ///
 /// The files may change meanwhile; what was gone when its turn came is in [`Changes::vanished`].
 pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<Changes, Error> {
-    let (upper, merged, lower, namespace) = match source {
-        Source::Directory(path) => (open(path)?, None, Lower::new(&[], &[], Namespace::Trusted), None),
-        Source::Overlay { lower, upper, merged, namespace } => {
-            let roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-            (open(upper)?, merged.clone(), Lower::new(lower, &roots, *namespace), Some(*namespace))
-        }
-    };
+    Snapshot::take(source, mounts, progress)?.changes(progress)
+}
+
+/// Makes a changeset of what was looked at.
+pub(crate) fn derive(snapshot: &mut Snapshot, progress: &Progress) -> Result<Changes, Error> {
     let walk = Walk {
-        found: Collector::new(vec![upper.clone()], progress),
-        upper: Cursor::new(upper, KEEP),
+        found: Collector::new(vec![snapshot.upper.clone()], progress),
         merged: None,
-        merged_path: merged,
-        lower,
-        namespace,
-        // Where there is nothing below, nobody can tell what the runtime made from the /proc that was always there.
-        mounts: namespace.into_iter().flat_map(|_| mounts).map(|path| relative(path)).collect(),
+        lower: snapshot.lower(),
+        snapshot,
         indexed: HashMap::new(),
     };
     walk.run()
 }
 
 /// An absolute path of the container as an [`Entry::path`].
-fn relative(path: &Path) -> Vec<u8> {
+pub(crate) fn relative(path: &Path) -> Vec<u8> {
     path.as_os_str()
         .as_bytes()
         .split(|&byte| byte == b'/')
@@ -90,8 +85,8 @@ fn relative(path: &Path) -> Vec<u8> {
 }
 
 /// Indices into [`Changes::roots`].
-const UPPER: usize = 0;
-const MERGED: usize = 1;
+pub(crate) const UPPER: usize = 0;
+pub(crate) const MERGED: usize = 1;
 
 /// Where the names in a directory come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +104,8 @@ enum View {
 struct Place {
     path: Vec<u8>,
     view: View,
+    /// Its number in the snapshot, if the upper directory has it.
+    upper: Option<usize>,
     /// The layers below that have this directory, whether or not they show through.
     lower: Vec<Part>,
     /// Whether nothing below shows through.
@@ -138,13 +135,10 @@ struct Frame {
 }
 
 struct Walk<'a> {
-    upper: Cursor,
-    /// Opened when it is first needed, which is hardly ever: while it is open the overlay stays, though the container end.
+    snapshot: &'a mut Snapshot,
+    /// The container's own view; there once it was needed.
     merged: Option<Cursor>,
-    merged_path: Option<PathBuf>,
     lower: Lower,
-    namespace: Option<Namespace>,
-    mounts: HashSet<Vec<u8>>,
     found: Collector<'a>,
     /// Inodes that may have names elsewhere: their first path, how many names the overlay shows, how many were found.
     indexed: HashMap<(Device, u64), (Vec<u8>, u32, u32)>,
@@ -164,16 +158,22 @@ impl Walk<'_> {
                 continue;
             };
             let path = join(&frame.place.path, &name);
-            let Some((seen, view)) = self.look(&frame.place, &name, &path)? else { continue };
+            let Some((seen, view, upper)) = self.look(&frame.place, &name, &path)? else { continue };
             let below = self.lower.find(&frame.place.path, &frame.place.lower, &name)?;
-            if below == Found::Absent && self.mounts.contains(&path) && self.is_empty(&seen, view, &path)? {
+            if below == Found::Absent
+                && self.snapshot.mounts.contains(&path)
+                && self.is_empty(&seen, view, upper, &path)?
+            {
                 frame.lost_stub = true;
                 continue;
             }
             let parent_hidden = frame.place.hidden;
-            if let Some(place) = self.describe(path, seen, view, below, parent_hidden)? {
+            if let Some(place) = self.describe(path, seen, (view, upper), below, parent_hidden)? {
                 stack.extend(self.enter(place)?);
             }
+        }
+        for path in &self.snapshot.vanished {
+            self.found.vanished(path.clone());
         }
         match self.indexed.into_values().filter(|(_, shown, found)| shown > found).min() {
             Some((path, ..)) => Err(Error::IndexedLink { path }),
@@ -182,13 +182,12 @@ impl Walk<'_> {
     }
 
     fn root(&mut self) -> Result<Option<Frame>, Error> {
-        let node = self.upper.dir(b"").and_then(Dir::node);
-        let seen = node.and_then(|node| Seen::new(node, self.namespace)).map_err(look("look at", b""))?;
+        let seen = self.snapshot.root.clone();
         let lower = self.lower.root()?;
         let below = if lower.is_empty() { Found::Absent } else { Found::Directory(lower) };
         // The engine made the upper root, so its time says nothing; and overlayfs reads no marks there.
         let has_xattr_whiteouts = seen.xattrs.marks.has_xattr_whiteouts;
-        let place = self.describe(Vec::new(), seen, View::Upper, below, false)?;
+        let place = self.describe(Vec::new(), seen, (View::Upper, Some(0)), below, false)?;
         let Some(mut place) = place else { return Ok(None) };
         place.hidden = false;
         place.view = View::Upper;
@@ -199,22 +198,27 @@ impl Walk<'_> {
         self.enter(place)
     }
 
-    /// What is at `name`, and where it was found; none if it is gone meanwhile, or something is mounted there.
-    fn look(&mut self, place: &Place, name: &[u8], path: &[u8]) -> Result<Option<(Seen, View)>, Error> {
-        let namespace = self.namespace;
-        if place.view != View::Merged {
-            let seen = self.upper.dir(&place.path).and_then(|dir| Seen::new(dir.open_node(name)?, namespace));
-            match seen {
-                Ok(seen) if place.view == View::Upper => return Ok(Some((seen, View::Upper))),
-                Ok(seen) if !is_whiteout_device(&seen.stat) => return Ok(Some((seen, View::Both))),
-                Ok(_) => {}
-                Err(error) if is_gone(&error) && place.view == View::Both => {}
-                Err(error) => return self.missed(error, path),
+    /// What is at `name`, where it was found, and its number if it is a directory of the upper tree; none if it is gone
+    /// meanwhile, or something is mounted there.
+    fn look(&mut self, place: &Place, name: &[u8], path: &[u8]) -> Result<Option<(Seen, View, Option<usize>)>, Error> {
+        if let Some(index) = place.upper {
+            match self.snapshot.child(index, name) {
+                Some(Here::Mount) => {
+                    self.found.mount(path.to_vec());
+                    return Ok(None);
+                }
+                Some(Here::File { seen, directory, .. }) if place.view == View::Upper => {
+                    return Ok(Some((seen.clone(), View::Upper, *directory)));
+                }
+                Some(Here::File { seen, directory, .. }) if !is_whiteout_device(&seen.stat) => {
+                    return Ok(Some((seen.clone(), View::Both, *directory)));
+                }
+                _ => {}
             }
         }
         let Some(merged) = &mut self.merged else { return Ok(None) };
         match merged.dir(&place.path).and_then(|dir| Seen::new(dir.open_node(name)?, None)) {
-            Ok(seen) => Ok(Some((seen, View::Merged))),
+            Ok(seen) => Ok(Some((seen, View::Merged, None))),
             Err(error) => self.missed(error, path),
         }
     }
@@ -235,7 +239,7 @@ impl Walk<'_> {
         &mut self,
         path: Vec<u8>,
         seen: Seen,
-        view: View,
+        (view, upper): (View, Option<usize>),
         below: Found,
         parent_hidden: bool,
     ) -> Result<Option<Place>, Error> {
@@ -253,8 +257,10 @@ impl Walk<'_> {
             self.found.add(path, seen, in_lower, root)?;
             return Ok(None);
         }
+        let replaces = matches!(below, Found::Other(_));
         let lower = if let Found::Directory(parts) = below { parts } else { Vec::new() };
         let place = Place {
+            upper,
             same: self.compare(&path, &seen, &lower)?,
             view: if view == View::Upper && marks.redirect { View::Both } else { view },
             hidden: parent_hidden || marks.opaque || marks.redirect,
@@ -263,15 +269,20 @@ impl Walk<'_> {
             path: path.clone(),
         };
         self.found.add(path, seen, in_lower, UPPER)?;
+        if replaces {
+            self.found.replaces();
+        }
         Ok(Some(place))
     }
 
     /// Opens the merged tree if that was not done; says whether there is one.
     fn open_merged(&mut self) -> Result<bool, Error> {
-        if let Some(path) = self.merged_path.take() {
-            let root = open(&path)?;
+        if self.merged.is_none()
+            && self.snapshot.open_merged()?
+            && let Some(root) = &self.snapshot.merged
+        {
             self.found.add_root(root.clone()); // of index MERGED
-            self.merged = Some(Cursor::new(root, KEEP));
+            self.merged = Some(Cursor::new(root.clone(), KEEP));
         }
         Ok(self.merged.is_some())
     }
@@ -304,19 +315,17 @@ impl Walk<'_> {
     /// Lists a directory whose entry was just added, and adds its whiteouts.
     fn enter(&mut self, place: Place) -> Result<Option<Frame>, Error> {
         let entries = self.found.len();
-        let dir = match (place.view, &mut self.merged) {
-            (View::Both | View::Merged, Some(merged)) => merged.dir(&place.path),
-            _ => self.upper.dir(&place.path),
+        let (names, mut whiteouts) = match (place.view, place.upper, &mut self.merged) {
+            (View::Both | View::Merged, _, Some(merged)) => match merged.dir(&place.path).and_then(Dir::entries) {
+                Ok(mut listed) => {
+                    listed.sort_unstable();
+                    (listed.into_iter().map(|name| name.bytes).collect::<Vec<_>>(), Vec::new())
+                }
+                Err(error) => return self.missed(error, &place.path),
+            },
+            (_, Some(index), _) => self.snapshot.partition(index, place.has_xattr_whiteouts),
+            _ => (Vec::new(), Vec::new()),
         };
-        let listed = match dir.and_then(|dir| {
-            let mut listed = dir.entries()?;
-            listed.sort_unstable();
-            partition(dir, listed, &place, self.namespace)
-        }) {
-            Ok(listed) => listed,
-            Err(error) => return self.missed(error, &place.path),
-        };
-        let (names, mut whiteouts) = listed;
         if place.hidden {
             whiteouts = self.lower.names(&place.path, &place.lower)?; // none if there is no directory below
             whiteouts.retain(|name| names.binary_search(name).is_err());
@@ -329,47 +338,17 @@ impl Walk<'_> {
         Ok(Some(Frame { place, names: names.into_iter(), entries, lost_stub: false }))
     }
 
-    fn is_empty(&mut self, seen: &Seen, view: View, path: &[u8]) -> Result<bool, Error> {
+    fn is_empty(&mut self, seen: &Seen, view: View, upper: Option<usize>, path: &[u8]) -> Result<bool, Error> {
         if seen.stat.file_type != FileType::Directory {
             return Ok(seen.stat.file_type == FileType::Regular && seen.stat.size == 0);
         }
-        let tree = match (view, &mut self.merged) {
-            (View::Merged, Some(merged)) => merged,
-            _ => &mut self.upper,
-        };
-        match tree.dir(path).and_then(Dir::entries) {
-            Err(error) if is_gone(&error) => Ok(false),
-            done => Ok(done.map_err(look("list", path))?.is_empty()),
+        match (view, upper, &mut self.merged) {
+            (View::Merged, _, Some(merged)) => match merged.dir(path).and_then(Dir::entries) {
+                Err(error) if is_gone(&error) => Ok(false),
+                done => Ok(done.map_err(look("list", path))?.is_empty()),
+            },
+            (_, Some(index), _) => Ok(self.snapshot.children(index).is_empty()),
+            _ => Ok(false),
         }
     }
-}
-
-/// Names that are there, and names that whiteouts stand for.
-type Partition = (Vec<Vec<u8>>, Vec<Vec<u8>>);
-
-fn partition(dir: &Dir, listed: Vec<Name>, place: &Place, namespace: Option<Namespace>) -> std::io::Result<Partition> {
-    let (mut names, mut whiteouts) = (Vec::with_capacity(listed.len()), Vec::new());
-    for name in listed {
-        let whiteout = match namespace {
-            Some(namespace) if place.view == View::Upper => {
-                match is_whiteout(dir, &name, place.has_xattr_whiteouts, namespace) {
-                    Err(error) if is_gone(&error) || is_mount(&error) => false, // noticed when its turn comes
-                    done => done?,
-                }
-            }
-            _ => false,
-        };
-        if whiteout { &mut whiteouts } else { &mut names }.push(name.bytes);
-    }
-    Ok((names, whiteouts))
-}
-
-fn is_whiteout(dir: &Dir, name: &Name, xattr_whiteouts: bool, namespace: Namespace) -> std::io::Result<bool> {
-    if name.maybe_char_device {
-        let stat = dir.stat(&name.bytes)?;
-        if stat.file_type == FileType::CharDevice {
-            return Ok(is_whiteout_device(&stat));
-        }
-    }
-    Ok(xattr_whiteouts && name.maybe_regular && is_xattr_whiteout(dir, &name.bytes, &namespace.name("whiteout"))?)
 }

@@ -5,6 +5,7 @@
 //! image specification has readers ignore them.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,7 @@ use crate::changeset::collect::whiteout_path;
 use crate::changeset::cursor::{Cursor, split};
 use crate::changeset::entry::{Changes, Entry, Kind, escape};
 use crate::changeset::pax::{Records, decimal};
+use crate::changeset::snapshot::same;
 use crate::progress::{Cancelled, Progress};
 use crate::sys::dir::{Time, is_gone, next_data, stat_file};
 
@@ -110,59 +112,127 @@ pub enum Error {
 /// A file takes exactly the bytes it had when it was scanned, whatever happens to it: one that shrank is filled up with
 /// zeros, of one that grew the rest is left out, and either is in [`Written::torn`].
 pub fn write(changes: &Changes, out: &mut impl Write, progress: &Progress, options: Options) -> Result<Written, Error> {
-    let mut writer = Writer {
-        out,
-        progress,
-        options,
-        trees: changes.roots.iter().map(|root| Cursor::new(Arc::clone(root), 32)).collect(),
-        written: Written { skipped_sockets: changes.sockets, ..Written::default() },
-        gone: HashSet::new(),
-        instead: HashMap::new(),
-        buffer: vec![0; BUFFER],
-        zeros: vec![0; BUFFER],
-    };
+    let mut writer = Writer::new(out, changes, progress, options);
     for entry in &changes.entries {
-        progress.check()?;
         writer.entry(entry)?;
     }
-    writer.put(&[0; 2 * BLOCK])?;
-    Ok(writer.written)
+    writer.finish()
 }
 
-struct Writer<'a, W> {
-    out: &'a mut W,
+/// Writes a tar entry by entry, for those who have a word in their order. A file must come before its hard links, and a
+/// directory that [replaces](Entry::replaces) something before what is in it.
+pub struct Writer<'a, W> {
+    out: W,
     progress: &'a Progress,
     options: Options,
     trees: Vec<Cursor>,
     written: Written,
     /// Files that were left out: hard links to them have nothing to link to.
-    gone: HashSet<&'a [u8]>,
+    gone: HashSet<Vec<u8>>,
     /// For some of these, the link that was written as a file instead.
-    instead: HashMap<&'a [u8], &'a [u8]>,
+    instead: HashMap<Vec<u8>, Vec<u8>>,
     buffer: Vec<u8>,
     zeros: Vec<u8>,
 }
 
+impl<W> fmt::Debug for Writer<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+/// Bytes to put into a tar: all of a file, or a part of it with its holes.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// From `base` on in a file.
+    File {
+        /// The file.
+        file: &'a File,
+        /// Where the content begins, in bytes.
+        base: u64,
+    },
+    /// In memory.
+    Bytes(&'a [u8]),
+}
+
+/// How the reading of a file went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// As it was described: if its change time is never another, these bytes are what it holds.
+    Whole,
+    /// Its attributes have changed since it was described, but not while it was read, nor its length.
+    Moved,
+    /// It has changed while it was read, or is another file: as many bytes as it had were written, whatever they are.
+    Torn,
+    /// It is gone, and nothing was written.
+    Gone,
+}
+
 impl<'a, W: Write> Writer<'a, W> {
-    fn entry(&mut self, entry: &'a Entry) -> Result<(), Error> {
-        match &entry.kind {
-            Kind::File => self.file(entry, &entry.path),
-            Kind::HardLink { to } if self.gone.contains(&to[..]) => match self.instead.get(&to[..]).copied() {
-                Some(other) => self.header(entry, Typed::Link(other)),
-                None => self.file(entry, to),
-            },
-            Kind::HardLink { to } => self.header(entry, Typed::Link(to)),
-            Kind::Whiteout => self.header(entry, Typed::Other(EntryType::Regular)),
-            Kind::Directory => self.header(entry, Typed::Other(EntryType::Directory)),
-            Kind::Symlink { target } => self.header(entry, Typed::Symlink(target)),
-            Kind::CharDevice(_) => self.header(entry, Typed::Other(EntryType::Char)),
-            Kind::BlockDevice(_) => self.header(entry, Typed::Other(EntryType::Block)),
-            Kind::Fifo => self.header(entry, Typed::Other(EntryType::Fifo)),
-        }
+    /// Nothing written yet; contents come from beneath the roots of `changes`.
+    pub fn new(out: W, changes: &Changes, progress: &'a Progress, options: Options) -> Writer<'a, W> {
+        let mut writer = Writer {
+            out,
+            progress,
+            options,
+            trees: Vec::new(),
+            written: Written::default(),
+            gone: HashSet::new(),
+            instead: HashMap::new(),
+            buffer: vec![0; BUFFER],
+            zeros: vec![0; BUFFER],
+        };
+        writer.read_from(changes);
+        writer
     }
 
-    /// Writes a regular file, the first written name of the inode that `group` stands for.
-    fn file(&mut self, entry: &'a Entry, group: &'a [u8]) -> Result<(), Error> {
+    /// From now on contents come from beneath the roots of `changes`, and its sockets are those that count.
+    pub fn read_from(&mut self, changes: &Changes) {
+        self.trees = changes.roots.iter().map(|root| Cursor::new(Arc::clone(root), 32)).collect();
+        self.written.skipped_sockets = changes.sockets;
+    }
+
+    /// What the bytes go to.
+    pub fn out(&mut self) -> &mut W {
+        &mut self.out
+    }
+
+    /// Writes any entry, and the content that goes with it.
+    pub fn entry(&mut self, entry: &Entry) -> Result<(), Error> {
+        self.progress.check()?;
+        let group = match &entry.kind {
+            Kind::File => &entry.path,
+            Kind::HardLink { to } if self.gone.contains(to) => match self.instead.get(to).cloned() {
+                Some(other) => return self.header(entry, Typed::Link(&other)),
+                None => to,
+            },
+            Kind::HardLink { to } => return self.header(entry, Typed::Link(to)),
+            Kind::Whiteout => return self.header(entry, Typed::Other(EntryType::Regular)),
+            Kind::Directory => return self.header(entry, Typed::Other(EntryType::Directory)),
+            Kind::Symlink { target } => return self.header(entry, Typed::Symlink(target)),
+            Kind::CharDevice(_) => return self.header(entry, Typed::Other(EntryType::Char)),
+            Kind::BlockDevice(_) => return self.header(entry, Typed::Other(EntryType::Block)),
+            Kind::Fifo => return self.header(entry, Typed::Other(EntryType::Fifo)),
+        };
+        match self.copy(entry)? {
+            Read::Whole | Read::Moved => {}
+            Read::Torn => self.written.torn.push(entry.path.clone()),
+            Read::Gone => {
+                self.written.torn.push(entry.path.clone());
+                self.gone.insert(group.clone());
+                return Ok(());
+            }
+        }
+        // The first written name of the inode that the group stands for.
+        if *group != entry.path {
+            self.instead.insert(group.clone(), entry.path.clone());
+        }
+        Ok(())
+    }
+
+    /// Writes a regular file as it is now, and leaves it to the caller what to make of a change.
+    pub fn copy(&mut self, entry: &Entry) -> Result<Read, Error> {
+        self.progress.check()?;
         let (dir, name) = split(&entry.path);
         let file = match self.trees[entry.root].dir(dir).and_then(|dir| dir.open_file(name)) {
             Ok(file) => file,
@@ -170,44 +240,84 @@ impl<'a, W: Write> Writer<'a, W> {
                 if self.options.vanished == Vanished::Fail {
                     return Err(Error::Vanished { path: entry.path.clone(), source });
                 }
-                self.written.torn.push(entry.path.clone());
-                self.gone.insert(group);
-                return Ok(());
+                return Ok(Read::Gone);
             }
             Err(source) => return Err(read_error(entry)(source)),
         };
-        if group != entry.path {
-            self.instead.insert(group, &entry.path);
-        }
+        await_write(&file).map_err(read_error(entry))?;
         let before = stat_file(&file).map_err(read_error(entry))?;
         self.header(entry, Typed::File)?;
-        let complete = self.content(entry, &file)?;
+        let complete = self.content(entry, Content::File { file: &file, base: 0 })?;
         let after = stat_file(&file).map_err(read_error(entry))?;
-        // Seen through an overlay a file may have another inode number than in its layer, but not another change time.
-        let described = before.ino == entry.metadata.ino || before.ctime == entry.metadata.ctime;
         // Where a file ended early looks like a hole: only its size tells.
-        if !complete || !described || before != after || after.size != entry.metadata.size {
-            self.written.torn.push(entry.path.clone());
+        let described = &entry.metadata;
+        // Through an overlay a file may have another inode number than in its layer, but not another change time.
+        let is_it = before.ino == described.ino || before.ctime == described.ctime;
+        if !complete || !is_it || !same(&before, &after) || after.size != described.size {
+            return Ok(Read::Torn);
         }
-        Ok(())
+        let is_same = (before.ctime, before.mtime) == (described.ctime, described.mtime);
+        Ok(if is_same { Read::Whole } else { Read::Moved })
+    }
+
+    /// Writes a regular file whose content is elsewhere; `false` if there is less of it than the entry has, and zeros
+    /// were written for the rest.
+    pub fn file_from(&mut self, entry: &Entry, content: Content<'_>) -> Result<bool, Error> {
+        self.progress.check()?;
+        self.header(entry, Typed::File)?;
+        self.content(entry, content)
+    }
+
+    /// Count a file as torn, for what was written of it is not its content at one point in time.
+    pub fn torn(&mut self, path: Vec<u8>) {
+        self.written.torn.push(path);
+    }
+
+    /// Writes the end of the tar.
+    pub fn finish(mut self) -> Result<Written, Error> {
+        self.end()?;
+        Ok(self.written)
+    }
+
+    /// Writes the end of the tar, and gives back what the bytes went to.
+    pub fn into_out(mut self) -> Result<(Written, W), Error> {
+        self.end()?;
+        Ok((self.written, self.out))
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        self.put(&[0; 2 * BLOCK])
     }
 
     /// Writes exactly the bytes that the header promised, holes as zeros without reading them; says whether the file
     /// had all that it seemed to have.
-    fn content(&mut self, entry: &Entry, file: &File) -> Result<bool, Error> {
+    fn content(&mut self, entry: &Entry, content: Content<'_>) -> Result<bool, Error> {
         let size = entry.metadata.size;
+        let (file, base) = match content {
+            Content::File { file, base } => (file, base),
+            Content::Bytes(bytes) => {
+                let have = usize::try_from(size).unwrap_or(usize::MAX).min(bytes.len());
+                self.put(&bytes[..have])?;
+                self.fill(size - have as u64)?;
+                self.pad(size)?;
+                return Ok(have as u64 == size);
+            }
+        };
         let is_sparse = entry.metadata.blocks * (BLOCK as u64) < size;
         let (mut at, mut complete) = (0, true);
         while at < size {
-            let data =
-                if is_sparse { next_data(file, at).map_err(read_error(entry))?.unwrap_or(size..size) } else { 0..size };
-            self.fill(data.start.min(size).saturating_sub(at))?;
-            at = at.max(data.start.min(size));
-            while at < data.end.min(size) {
+            let data = match is_sparse {
+                true => next_data(file, base + at).map_err(read_error(entry))?.unwrap_or(base + size..base + size),
+                false => base..base + size,
+            };
+            let (start, end) = (data.start.saturating_sub(base).min(size), data.end.saturating_sub(base).min(size));
+            self.fill(start.saturating_sub(at))?;
+            at = at.max(start);
+            while at < end {
                 self.progress.check()?;
-                let want = usize::try_from(data.end.min(size) - at).unwrap_or(BUFFER).min(BUFFER);
+                let want = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
                 let mut buffer = std::mem::take(&mut self.buffer);
-                let read = read_at(file, &mut buffer[..want], at).map_err(read_error(entry));
+                let read = read_at(file, &mut buffer[..want], base + at).map_err(read_error(entry));
                 let put = read.and_then(|read| self.put(&buffer[..read]).map(|()| read));
                 self.buffer = buffer;
                 let read = put?;
@@ -262,6 +372,15 @@ impl<'a, W: Write> Writer<'a, W> {
         self.progress.add_bytes(bytes.len() as u64);
         Ok(())
     }
+}
+
+/// Waits for a write to the file that is under way. Such a write has set the change time at its beginning, and what it
+/// writes after a look at that would not show in it. It holds the inode's lock, which a look for data takes on ext4, btrfs
+/// and tmpfs, and a read on XFS.
+fn await_write(file: &File) -> io::Result<()> {
+    next_data(file, 0)?;
+    read_at(file, &mut [0], 0)?;
+    Ok(())
 }
 
 fn read_error(entry: &Entry) -> impl FnOnce(io::Error) -> Error + '_ {

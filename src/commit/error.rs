@@ -1,8 +1,9 @@
 //! Why a commit failed: which step, on what, why.
 
-use crate::changeset::{self, tar};
+use crate::changeset::{self, escape, tar};
 use crate::oci::DiffId;
 use crate::progress::Cancelled;
+use crate::sys::{cgroup, process};
 use crate::{engine, guard, image, store};
 
 /// Why a commit failed. Nothing of it is visible, and the container runs.
@@ -14,6 +15,17 @@ pub enum Error {
     /// It was there when the commit began.
     #[error("the container {0} was removed while its files were read; nothing of it was kept")]
     Removed(String),
+    /// It ended, or was started anew, when it was to be frozen or while it was.
+    #[error(
+        "the container {name} ended or was started anew during the commit; nothing of it was kept: write the command again"
+    )]
+    Ended {
+        /// The container.
+        name: String,
+        /// What was found.
+        #[source]
+        cause: guard::Error,
+    },
     /// It has no process, and its files changed all the same.
     #[error(
         "the files of the container {0}, which does not run, changed while they were read, because it is being started or \
@@ -38,6 +50,42 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// What the container's processes have open could not be told.
+    #[error(
+        "cannot tell which files the container's processes have open, so that none can be read before it is frozen; commit with pause=full"
+    )]
+    InUse(#[source] std::io::Error),
+    /// A file could not be put aside while the container was frozen.
+    #[error("cannot put /{} of the container aside while that is frozen", escape(path))]
+    Aside {
+        /// The file, relative to the container's root.
+        path: Vec<u8>,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file is in the changeset, and nobody has read it.
+    #[error(
+        "/{} has come into the container from outside while its files were read; stop what writes there, and commit again",
+        escape(path)
+    )]
+    NotAside {
+        /// The file, relative to the container's root.
+        path: Vec<u8>,
+    },
+    /// There was more to do than the freeze may last.
+    #[error(
+        "the container would have been frozen longer than {} s and was let run again: {bytes} bytes had changed or are \
+         mapped by its processes, and there were more, of /{}; mount with a longer freeze-limit=, or commit with pause=none",
+        limit.as_secs_f32(), escape(path)
+    )]
+    Late {
+        /// The limit.
+        limit: std::time::Duration,
+        /// What was put aside until then.
+        bytes: u64,
+        /// Which file it was at.
+        path: Vec<u8>,
+    },
     /// The engine's files do not make the layer that the engine says they are.
     #[error(
         "a layer of the base image is damaged: the engine's files make {found}, its records say {expected}; \
@@ -76,6 +124,20 @@ impl From<tar::Error> for Error {
         match error {
             tar::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
             error => Error::Tar(error),
+        }
+    }
+}
+
+impl Error {
+    /// The cgroup and the process that are gone are the container's: say that.
+    pub(super) fn about(self, container: &str) -> Error {
+        match self {
+            Error::Freeze(
+                cause @ (guard::Error::Replaced { .. }
+                | guard::Error::Cgroup(cgroup::Error::Gone { .. })
+                | guard::Error::Process(process::Error::Gone { .. })),
+            ) => Error::Ended { name: container.to_owned(), cause },
+            other => other,
         }
     }
 }

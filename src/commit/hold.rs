@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::commit::{Context, Error, Pause};
 use crate::engine::{Container, Init, Status};
 use crate::guard::{self, Frozen};
-use crate::sys::cgroup::Cgroups;
+use crate::sys::cgroup::{Cgroups, Freezer};
 
 /// The first process of a container whose program has been started. Before that there is one, too, and it is the runtime's:
 /// frozen it could not be told to start, and `podman run` would fail because of us.
@@ -29,15 +29,59 @@ pub(super) struct Held {
     pub(super) frozen_for: Duration,
 }
 
-impl Hold {
-    pub(super) fn take(context: &Context<'_>, container: &Container, pause: Pause) -> Result<Hold, Error> {
-        let Some(init) = runs(container) else { return Ok(Hold::Stopped) };
-        if pause == Pause::None {
-            return Ok(Hold::Running);
-        }
+/// How long a container may stay frozen if its user says nothing else: longer than any read takes that is worth it …
+const FULL_LIMIT: Duration = Duration::from_secs(120);
+/// … and what hardly any client of the container notices.
+pub(super) const SEAL_LIMIT: Duration = Duration::from_secs(2);
+
+/// All that is needed to freeze a container.
+pub(super) struct Freezing {
+    cgroups: Cgroups,
+    init: guard::Init,
+    limit: Duration,
+}
+
+impl Freezing {
+    /// None if the container has no process. `limit` holds if the user gave none.
+    pub(super) fn of(context: &Context<'_>, container: &Container, limit: Duration) -> Option<Freezing> {
+        let init = runs(container)?;
         let init = guard::Init { pid: init.pid, start_time: init.start_time };
         let cgroups = Cgroups { v1_freezer: container.cgroup.v1_freezer.clone(), v2: container.cgroup.v2.clone() };
-        Ok(Hold::Frozen(Frozen::freeze(context.guard, &cgroups, init, context.freeze_limit)?))
+        Some(Freezing { cgroups, init, limit: context.freeze_limit.unwrap_or(limit) })
+    }
+
+    pub(super) fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// The container's processes, while it runs.
+    pub(super) fn processes(&self) -> Result<Vec<u32>, Error> {
+        let freezer = Freezer::open(&self.cgroups, self.init.pid, &[]).map_err(guard::Error::Cgroup)?;
+        Ok(freezer.processes().map_err(guard::Error::Cgroup)?)
+    }
+
+    pub(super) fn freeze(&self, context: &Context<'_>) -> Result<Frozen, Error> {
+        Ok(Frozen::freeze(context.guard, &self.cgroups, self.init, self.limit)?)
+    }
+}
+
+impl Held {
+    /// Let `frozen` run.
+    pub(super) fn of(frozen: Frozen, pause: Pause) -> Result<Held, Error> {
+        let how = if frozen.was_paused() { "paused" } else { pause.as_str() };
+        Ok(Held { how, frozen_for: frozen.thaw()? })
+    }
+}
+
+impl Hold {
+    pub(super) fn take(context: &Context<'_>, container: &Container, pause: Pause) -> Result<Hold, Error> {
+        if pause == Pause::None && runs(container).is_some() {
+            return Ok(Hold::Running);
+        }
+        match Freezing::of(context, container, FULL_LIMIT) {
+            Some(freezing) => Ok(Hold::Frozen(freezing.freeze(context)?)),
+            None => Ok(Hold::Stopped),
+        }
     }
 
     pub(super) fn phase(&self) -> &'static str {
@@ -52,13 +96,18 @@ impl Hold {
         !matches!(self, Hold::Running)
     }
 
+    /// The processes that are frozen.
+    pub(super) fn processes(&self) -> Result<Vec<u32>, Error> {
+        match self {
+            Hold::Frozen(frozen) => Ok(frozen.processes()?),
+            Hold::Stopped | Hold::Running => Ok(Vec::new()),
+        }
+    }
+
     /// Let go. An error means that the container was not still all the time, and that what was read is worth nothing.
     pub(super) fn end(self, context: &Context<'_>, container: &Container) -> Result<Held, Error> {
         match self {
-            Hold::Frozen(frozen) => {
-                let how = if frozen.was_paused() { "paused" } else { Pause::Full.as_str() };
-                Ok(Held { how, frozen_for: frozen.thaw()? })
-            }
+            Hold::Frozen(frozen) => Held::of(frozen, Pause::Full),
             Hold::Stopped => {
                 let is_whole = context.engine.is_whole(container)?;
                 let inventory = context.engine.list()?;

@@ -13,7 +13,7 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("description=", "TEXT", "the annotation org.opencontainers.image.description"),
     ("label.KEY=", "VALUE", "a snapfs label on the name"),
     ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
-    ("pause=", "full|none", "freeze the container while its files are read, or do not"),
+    ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
     ("compression=", "zstd[:LEVEL]|gzip|none", "how the layer is stored"),
     ("volumes=", "skip", "bind mounts and volumes are left out"),
     ("base=", "auto|image", "what the layer is the difference to: the container's image"),
@@ -50,8 +50,10 @@ pub struct Options {
 /// How the container is held still while its files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pause {
-    /// Frozen for the whole read.
+    /// Frozen for a moment: what changed while its files were read is captured then.
     #[default]
+    Seal,
+    /// Frozen for the whole read.
     Full,
     /// Not at all: files that change meanwhile are named in the image's annotations.
     None,
@@ -61,6 +63,7 @@ impl Pause {
     /// The word of the option.
     pub fn as_str(self) -> &'static str {
         match self {
+            Pause::Seal => "seal",
             Pause::Full => "full",
             Pause::None => "none",
         }
@@ -185,10 +188,11 @@ impl Options {
 
 fn pause(value: &str) -> Result<Pause, Error> {
     match value {
+        "seal" => Ok(Pause::Seal),
         "full" => Ok(Pause::Full),
         "none" => Ok(Pause::None),
-        "seal" | "stop" => Err(Error::Unsupported { option: "pause", value: value.to_owned(), instead: "full" }),
-        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "full or none" }),
+        "stop" => Err(Error::Unsupported { option: "pause", value: value.to_owned(), instead: "seal" }),
+        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full or none" }),
     }
 }
 

@@ -45,14 +45,11 @@ pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
         Some(seconds) => Clock::fixed(seconds).ok_or(Error::Epoch(seconds.to_string()))?,
     };
     let workers = options.jobs.map_or_else(default_workers, NonZero::get);
-    let freeze_limit = options.freeze_limit.map_or(FREEZE_LIMIT, |seconds| Duration::from_secs(seconds.get()));
+    let freeze_limit = options.freeze_limit.map(|seconds| Duration::from_secs(seconds.get()));
     let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit };
     let snapfs = Snapfs::new(parts);
     Ok(Parts { tree: Arc::new(Tree::new(Arc::clone(&snapfs), group)), snapfs })
 }
-
-/// How long a container may stay frozen unless told otherwise: longer than any read takes that its user would accept.
-const FREEZE_LIMIT: Duration = Duration::from_secs(120);
 
 /// A job keeps about one processor busy, and waits for the disk for the rest.
 fn default_workers() -> usize {

@@ -96,6 +96,19 @@ impl Frozen {
         Ok(())
     }
 
+    /// The processes that are frozen.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`].
+    pub fn processes(&self) -> Result<Vec<u32>, Error> {
+        Ok(self.freezer.processes()?)
+    }
+
+    /// For how long it has been frozen: zero if its user froze it.
+    pub fn frozen_for(&self) -> Duration {
+        if self.was_paused() { Duration::ZERO } else { self.since.elapsed() }
+    }
+
     /// Whether it was its user who froze the container, so that it stays frozen.
     pub fn was_paused(&self) -> bool {
         self.hold.is_none()

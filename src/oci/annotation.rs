@@ -19,10 +19,14 @@ pub const CONTAINER_NAME: &str = "io.snapfs.container.name";
 pub const CONTAINER_ID: &str = "io.snapfs.container.id";
 /// The engine that had the container.
 pub const ENGINE: &str = "io.snapfs.engine";
-/// How the container was held still: `full`, `none`, `stop`, or `paused` when its user had paused it.
+/// How the container was held still: `seal`, `full`, `none`, `stop`, or `paused` when its user had paused it.
 pub const PAUSE: &str = "io.snapfs.pause";
 /// How long the container was frozen, in whole microseconds; left out under `SOURCE_DATE_EPOCH`.
 pub const FROZEN_MICROSECONDS: &str = "io.snapfs.frozen_us";
+/// How often the files were read while the container ran (`pause=seal`).
+pub const ROUNDS: &str = "io.snapfs.rounds";
+/// Bytes that were put aside while it was frozen (`pause=seal`): of files that changed under the reader, or that could have.
+pub const FROZEN_BYTES: &str = "io.snapfs.frozen_bytes";
 /// How many files changed under the reader (`pause=none`), and are therefore not as they were at any one time.
 pub const TORN_FILES: &str = "io.snapfs.torn_files";
 /// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.

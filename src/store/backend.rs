@@ -47,11 +47,19 @@ pub trait Pending: Write + Send + fmt::Debug {
     /// Make the bytes durable. It takes the file, because a failed fsync must not be tried again: the kernel reports
     /// the loss once, and a second fsync succeeds without the bytes.
     fn sync(self: Box<Self>) -> io::Result<()>;
+    /// The file itself, if it is one: for what the kernel can do between two files.
+    fn file(&self) -> Option<&File> {
+        None
+    }
 }
 
 impl Pending for File {
     fn sync(self: Box<Self>) -> io::Result<()> {
         self.sync_all()
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(self)
     }
 }
 

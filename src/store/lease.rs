@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::oci::Digest;
 use crate::store::blob::BlobWriter;
+use crate::store::spool::Spool;
 use crate::store::{Error, Inner, Store, layout};
 
 /// The digests that are held, by how many.
@@ -146,6 +147,11 @@ impl Lease {
     pub fn adopt(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         self.0.pin(*digest);
         self.0.inner.blob_size(digest)
+    }
+
+    /// Begin a file for what is needed no longer than the lease, and is not durable.
+    pub fn spool(&self) -> Result<Spool, Error> {
+        Spool::create(&self.0)
     }
 
     /// Write a file into the lease's directory and make its bytes durable.

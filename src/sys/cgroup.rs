@@ -245,6 +245,14 @@ impl Freezer {
         Ok(self.numbers("cgroup.procs")?.contains(&pid))
     }
 
+    /// The processes in the group and in those below it, now.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::TooManyGroups`] and [`Error::Io`].
+    pub fn processes(&self) -> Result<Vec<u32>, Error> {
+        self.numbers("cgroup.procs")
+    }
+
     /// Whether somebody requested a freeze of this group: asked before we do, that is its user. A freeze of an ancestor
     /// does not count, since it stands or falls without us.
     ///

@@ -23,7 +23,8 @@ use crate::harness::scratch;
 use crate::harness::world::{EPOCH, LIMIT, World};
 
 /// What is committed, one after the other: new names in new directories, and a name that moves.
-const LINES: [&str; 3] = ["kept", "registry.example/team/web:1 compression=gzip", "kept message=moved label.a=b"];
+const LINES: [&str; 3] =
+    ["kept", "registry.example/team/web:1 compression=gzip pause=full", "kept message=moved label.a=b"];
 
 /// Name → manifest.
 type Names = BTreeMap<String, Digest>;
@@ -57,7 +58,7 @@ impl Subject {
             guard: &self.world.guard,
             // Every run of the same commits does the same operations, and makes the same images.
             clock: Clock::fixed(EPOCH).unwrap(),
-            freeze_limit: LIMIT,
+            freeze_limit: Some(LIMIT),
         };
         let options = Options::parse(line).unwrap();
         commit(&context, &self.container, &options, &Progress::new()).map(|manifest| manifest.digest)

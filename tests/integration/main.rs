@@ -40,6 +40,8 @@ mod layering;
 mod mount;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// A container that is frozen for a moment, with processes in it that write all the time.
+mod seal;
 // Control files as people write to them.
 mod shells;
 // The units and fstab under a real systemd.

@@ -18,7 +18,7 @@ const SYNTAX: &[Row] = &[
     (b"img message=\xff\n", ErrorKind::Invalid, &["UTF-8"]),
     (b"img message='open\n", ErrorKind::Invalid, &["a quote is not closed", "message='two words'"]),
     (b"message=x\n", ErrorKind::Invalid, &["write the image's name first"]),
-    (b"img frobnicate\n", ErrorKind::Invalid, &["no option \"frobnicate\"", "create", "pause=full|none"]),
+    (b"img frobnicate\n", ErrorKind::Invalid, &["no option \"frobnicate\"", "create", "pause=seal|full|none"]),
     (b"img frobnicate=1\n", ErrorKind::Invalid, &["no option \"frobnicate=\"", "message="]),
     (b"img Create\n", ErrorKind::Invalid, &["no option \"Create\""]),
     (b"img create=yes\n", ErrorKind::Invalid, &["no option \"create=\""]),
@@ -30,8 +30,7 @@ const SYNTAX: &[Row] = &[
     (b"img compression=zstd:99\n", ErrorKind::Invalid, &["from 1 to 19"]),
     (b"img compression=lz4\n", ErrorKind::Invalid, &["gzip or none"]),
     (b"img annotation.io.snapfs.kind=image\n", ErrorKind::Invalid, &["snapfs's own"]),
-    (b"img pause=seal\n", ErrorKind::Unsupported, &["pause=seal is not supported", "pause=full"]),
-    (b"img pause=stop\n", ErrorKind::Unsupported, &["pause=full"]),
+    (b"img pause=stop\n", ErrorKind::Unsupported, &["pause=stop is not supported", "use pause=seal"]),
     (b"img compression=zstd:chunked\n", ErrorKind::Unsupported, &["compression=zstd"]),
     (b"img volumes=include\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img volumes=declare\n", ErrorKind::Unsupported, &["volumes=skip"]),
@@ -195,7 +194,7 @@ fn a_container_that_starts_while_it_is_read_as_a_stopped_one() {
     assert!(world.images().is_empty());
     world.assert_thawed("web", "it was never frozen");
     world.commit("web", "img").unwrap();
-    assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("full"));
+    assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("seal"));
 }
 
 #[test]

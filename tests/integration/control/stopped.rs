@@ -27,7 +27,12 @@ fn a_cancelled_commit_leaves_nothing() {
     world.commit("web", "kept").unwrap();
     world.run("web");
     world.make_endless("web");
-    for (line, phase) in [("img", "frozen"), ("kept", "frozen"), ("img pause=none", "reading")] {
+    for (line, phase) in [
+        ("img", "pre-copy 1"),
+        ("img pause=full", "frozen"),
+        ("kept pause=full", "frozen"),
+        ("img pause=none", "reading"),
+    ] {
         let open = world.open(COMMIT).unwrap();
         let answer = open.begin(line).unwrap();
         world.await_phase(phase);
@@ -98,7 +103,7 @@ fn a_daemon_that_ends_cancels_all_and_admits_no_more() {
     world.run("web");
     world.make_endless("web");
     let (first, second) = (world.open(COMMIT).unwrap(), world.open(COMMIT).unwrap());
-    let answers = [first.begin("a").unwrap(), second.begin("b").unwrap()];
+    let answers = [first.begin("a pause=full").unwrap(), second.begin("b pause=full").unwrap()];
     wait_for("the first job reads", LIMIT, || world.read("jobs/1/progress").unwrap().starts_with("phase frozen\n"));
     world.snapfs.shut_down();
     for answer in answers {
@@ -124,7 +129,7 @@ fn a_container_that_its_user_paused_stays_paused_and_is_committed() {
     });
     world.change(|engine| engine.freeze("web", true));
     assert_eq!(world.line("containers/web/status"), "paused");
-    for line in ["img", "img pause=none"] {
+    for line in ["img", "img pause=none", "img pause=full"] {
         world.commit("web", line).unwrap();
         assert!(world.group("web", |group| group.is_frozen() && group.is_settled()), "{line}");
         assert_eq!(world.line("containers/web/status"), "paused", "{line}");
@@ -135,7 +140,7 @@ fn a_container_that_its_user_paused_stays_paused_and_is_committed() {
     assert_eq!(image.annotation("io.snapfs.frozen_us"), Some("0"));
     // Cancelled, too.
     world.make_endless("web");
-    let answer = world.open(COMMIT).unwrap().begin("other").unwrap();
+    let answer = world.open(COMMIT).unwrap().begin("other pause=full").unwrap();
     world.await_phase("frozen");
     world.echo("1", "jobs/last/cancel").unwrap();
     assert_eq!(world.wait(answer).unwrap_err().kind, ErrorKind::Cancelled);
@@ -148,7 +153,7 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
     world.overlay("web");
     world.run("web");
     world.make_endless("web");
-    let answer = world.open(COMMIT).unwrap().begin("img").unwrap();
+    let answer = world.open(COMMIT).unwrap().begin("img pause=full").unwrap();
     world.await_phase("frozen");
     assert!(world.group("web", |group| group.is_settled()));
     // The engine sees a frozen cgroup; its user has not paused anything.
@@ -160,7 +165,7 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
     world.assert_thawed("web", "cancelled");
     std::fs::remove_file(world.root_of("web").join("zzz-endless")).unwrap();
 
-    let cases = [("img", "full"), ("img pause=none", "none")];
+    let cases = [("img", "seal"), ("img pause=full", "full"), ("img pause=none", "none")];
     for (line, pause) in cases {
         world.make("web", &[file("more", line)]);
         world.commit("web", line).unwrap();
@@ -168,10 +173,10 @@ fn a_running_container_is_frozen_for_the_read_and_shown_as_running() {
         let image = world.whole("img");
         assert_eq!(image.annotation("io.snapfs.pause"), Some(pause));
         let frozen: u64 = image.annotation("io.snapfs.frozen_us").unwrap().parse().unwrap();
-        assert_eq!(frozen > 0, pause == "full", "{line}: {frozen}");
+        assert_eq!(frozen > 0, pause != "none", "{line}: {frozen}");
     }
     world.change(|engine| engine.stop("web"));
     world.commit("web", "img").unwrap();
     assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("stopped"));
-    assert_eq!(jobs(&world).len(), 4);
+    assert_eq!(jobs(&world).len(), 5);
 }

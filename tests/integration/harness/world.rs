@@ -37,11 +37,13 @@ pub(crate) struct Setup {
     pub(crate) workers: usize,
     /// Where the store is; in memory if nothing is said.
     pub(crate) store: Option<PathBuf>,
+    /// `freeze-limit=`
+    pub(crate) freeze_limit: Option<Duration>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { clock: Clock::system(), workers: 2, store: None }
+        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT) }
     }
 }
 
@@ -91,7 +93,7 @@ impl World {
             guard: Arc::clone(&guard),
             clock: setup.clock,
             workers: setup.workers,
-            freeze_limit: LIMIT,
+            freeze_limit: setup.freeze_limit,
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {

@@ -1,0 +1,323 @@
+//! `pause=seal`: what the container's files were at one moment, with the container frozen for little more than that.
+//!
+//! While it runs, the regular files are read and written to the layer, and then again those that changed meanwhile. Then
+//! it is frozen for a look at every file's attributes, one system call each; what differs from what was read is put
+//! aside, and it runs again. What was read of a file counts only if the file
+//!
+//! - has the change time now that it had before it was read,
+//! - had that for long enough that any later change was to get another ([`changeset::is_settled`]),
+//! - was not mapped shared and not open for direct writing when the reading of that round began: such a file can change
+//!   without a trace. One that is mapped later and stored to gets a change time after that moment.
+//!
+//! All else in the layer is written when the container runs again: [`layout`](super::layout) has the order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::changeset::tar::{Options, Read, Vanished, Writer};
+use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
+use crate::commit::aside::{Aside, Late};
+use crate::commit::hold::{Freezing, Held};
+use crate::commit::in_use::{InUse, Names};
+use crate::commit::layout::is_early;
+use crate::commit::{Captured, Context, Error, Pause, source};
+use crate::engine::Container;
+use crate::guard::Frozen;
+use crate::image::{Compression, LayerWriter};
+use crate::progress::Progress;
+use crate::store::Lease;
+use crate::sys::dir::Time;
+use crate::sys::priority::Hurry;
+
+/// Reads while the container runs, at most.
+const ROUNDS: [&str; 3] = ["pre-copy 1", "pre-copy 2", "pre-copy 3"];
+/// As much as that is put aside faster than another round finds out that there is less.
+const FEW_BYTES: u64 = 4 << 20;
+const FEW_FILES: usize = 200;
+/// A file that is open for writing and was written to in this time will be written to again.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// The layer of a container that is frozen for a moment.
+pub(super) fn seal(
+    context: &Context<'_>,
+    lease: &Lease,
+    container: &Container,
+    compression: Compression,
+    freezing: &Freezing,
+    progress: &Progress,
+) -> Result<(Captured, Held), Error> {
+    let source = source::of(container);
+    let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
+    let mut changes = snapshot.changes(progress)?;
+    let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
+    let options = Options { vanished: Vanished::Skip, latest_mtime };
+    let writer = Writer::new(LayerWriter::new(lease.blob()?, compression)?, &changes, progress, options);
+    let mut copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
+    let rounds = copy.rounds(&mut snapshot, &mut changes, freezing, progress)?;
+
+    let pending: Vec<&Entry> = changes.entries.iter().filter(|entry| copy.lacks(entry)).collect();
+    let expected = pending.iter().map(|entry| entry.metadata.size).sum::<u64>() * 5 / 4;
+    let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
+    let mut aside = Aside::prepare(lease, expected)?;
+    progress.enter("frozen");
+    let hurry = Hurry::begin();
+    let frozen = freezing.freeze(context)?;
+    let sealed = copy.look(&mut snapshot, &pending, &frozen, freezing, &mut aside, progress);
+    let (looked_for, sealed) = match sealed {
+        Ok(sealed) => sealed,
+        // It runs again before anybody hears of the error.
+        Err(error) => {
+            drop(frozen);
+            return Err(error);
+        }
+    };
+    let held = Held::of(frozen, Pause::Seal)?;
+    drop(hurry);
+    progress.enter("finishing");
+    log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {} files", held.frozen_for, snapshot.objects());
+    let changes = match sealed {
+        Some(changes) => changes,
+        None => snapshot.changes(progress)?,
+    };
+    copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
+}
+
+/// What was read while the container ran.
+struct Copy<'a> {
+    writer: Writer<'a, LayerWriter>,
+    /// By path, what of the layer is good as far as is known.
+    written: BTreeMap<Vec<u8>, (Entry, Range<u64>)>,
+    /// What is not.
+    stale: Vec<Range<u64>>,
+    names: Names,
+}
+
+impl Copy<'_> {
+    /// Copies until little changes meanwhile; returns how often.
+    fn rounds(
+        &mut self,
+        snapshot: &mut Snapshot,
+        changes: &mut Changes,
+        freezing: &Freezing,
+        progress: &Progress,
+    ) -> Result<usize, Error> {
+        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, Time::now())) {
+            // Written just now. A moment later it can be told whether it is written again.
+            std::thread::sleep(SETTLED * 2);
+        }
+        let mut last = u64::MAX;
+        for (round, phase) in ROUNDS.iter().enumerate() {
+            progress.enter(phase);
+            let began = Time::now();
+            let in_use = InUse::of(&freezing.processes()?)?;
+            self.names.learn(snapshot, changes);
+            self.round(changes, &in_use, began)?;
+            let difference = snapshot.update(false, progress)?;
+            if difference.is_empty() {
+                return Ok(round + 1);
+            }
+            *changes = snapshot.changes(progress)?;
+            let open = |entry: &&Entry| self.lacks(entry) && !self.names.are_in(&in_use.untraceable, entry);
+            let (files, bytes) =
+                changes.entries.iter().filter(open).fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
+            let is_shrinking = bytes < last / 2;
+            if (bytes <= FEW_BYTES && files <= FEW_FILES) || !is_shrinking || round + 1 == ROUNDS.len() {
+                self.names.learn(snapshot, changes);
+                return Ok(round + 1);
+            }
+            last = bytes;
+        }
+        Ok(ROUNDS.len())
+    }
+
+    fn round(&mut self, changes: &Changes, in_use: &InUse, began: Time) -> Result<(), Error> {
+        // A directory that was not written bars what is in it: see `Entry::replaces`.
+        let mut barred: Option<&[u8]> = None;
+        for entry in changes.entries.iter().filter(|entry| is_early(entry)) {
+            if barred.is_some_and(|path| is_within(&entry.path, path)) {
+                continue;
+            }
+            if self.written.get(&entry.path).is_some_and(|(written, _)| written.is_same(entry)) {
+                continue;
+            }
+            self.forget(&entry.path, entry.kind == Kind::Directory);
+            let is_wanted = is_settled(entry.metadata.ctime, began)
+                && !self.names.are_in(&in_use.untraceable, entry)
+                && !(self.names.are_in(&in_use.open, entry) && is_recent(entry.metadata.ctime, began));
+            if !is_wanted {
+                barred = (entry.kind == Kind::Directory).then_some(&entry.path[..]).or(barred);
+                continue;
+            }
+            let start = self.writer.out().position();
+            let read = if entry.kind == Kind::File {
+                self.writer.out().begin_entry(entry.metadata.size);
+                self.writer.copy(entry)?
+            } else {
+                self.writer.out().begin_entry(0);
+                self.writer.entry(entry)?;
+                Read::Whole
+            };
+            let range = start..self.writer.out().position();
+            match read {
+                Read::Whole => {
+                    self.written.insert(entry.path.clone(), (entry.clone(), range));
+                }
+                Read::Moved | Read::Torn => self.stale.push(range),
+                Read::Gone => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what was written of `path`, and if asked of all below.
+    fn forget(&mut self, path: &[u8], and_below: bool) {
+        if let Some((_, range)) = self.written.remove(path) {
+            self.stale.push(range);
+        }
+        if and_below {
+            for below in self.below(path) {
+                if let Some((_, range)) = self.written.remove(&below) {
+                    self.stale.push(range);
+                }
+            }
+        }
+    }
+
+    fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
+        let first = [path, b"/"].concat();
+        self.written
+            .range(first.clone()..)
+            .map(|(path, _)| path)
+            .take_while(|path| path.starts_with(&first))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether `entry` is a file whose content is still needed.
+    fn lacks(&self, entry: &Entry) -> bool {
+        entry.kind == Kind::File && !self.written.get(&entry.path).is_some_and(|(written, _)| written.is_same(entry))
+    }
+
+    /// All that is done while the container is frozen. Returns how long the look at the attributes took, and the changes
+    /// if they had to be derived at once.
+    fn look(
+        &mut self,
+        snapshot: &mut Snapshot,
+        pending: &[Place],
+        frozen: &Frozen,
+        freezing: &Freezing,
+        aside: &mut Aside,
+        progress: &Progress,
+    ) -> Result<(Duration, Option<Changes>), Error> {
+        let since = Instant::now();
+        let until = since + freezing.limit().mul_f32(0.8);
+        let in_use = InUse::of(&frozen.processes()?)?;
+        let mut wanted = Vec::new();
+        if !in_use.untraceable.is_empty() {
+            let written: Vec<Place> = self
+                .written
+                .values()
+                .filter(|(entry, _)| entry.kind == Kind::File && self.names.are_in(&in_use.untraceable, entry))
+                .map(|(entry, _)| entry.place())
+                .collect();
+            for place in written {
+                self.forget(&place.path, false);
+                wanted.push(place);
+            }
+        }
+        let Difference { files, directories, .. } = snapshot.update(true, progress)?;
+        let looked_for = since.elapsed();
+        for path in directories.iter().filter(|path| self.written.contains_key(&path[..])).cloned().collect::<Vec<_>>()
+        {
+            wanted.extend(
+                self.below(&path).iter().filter_map(|path| self.written.get(path)).map(|(entry, _)| entry.place()),
+            );
+            self.forget(&path, true);
+        }
+        let changes = if snapshot.needs_merged() { Some(snapshot.changes(progress)?) } else { None };
+        let mut all: Vec<Place> = files;
+        all.append(&mut wanted);
+        all.extend_from_slice(pending);
+        if let Some(changes) = &changes {
+            all.extend(changes.entries.iter().filter(|entry| self.lacks(entry)).map(Entry::place));
+        }
+        let mut reader = snapshot.reader();
+        for place in &all {
+            progress.check()?;
+            let opened = reader.open(place).map_err(|source| Error::Aside { path: place.path.clone(), source })?;
+            // What is gone is no part of what was looked at; what took its place is.
+            let Some((file, metadata)) = opened else { continue };
+            if aside.has(&metadata) {
+                continue;
+            }
+            let place = Place { metadata, ..place.clone() };
+            if let Err(Late) = aside.put(&place, &file, until)? {
+                return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: place.path });
+            }
+        }
+        if Instant::now() > until {
+            return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: Vec::new() });
+        }
+        Ok((looked_for, changes))
+    }
+
+    /// Takes back what turned out stale, and writes the rest.
+    fn finish(
+        mut self,
+        lease: &Lease,
+        changes: &Changes,
+        mut aside: Aside,
+        rounds: usize,
+        progress: &Progress,
+    ) -> Result<Captured, Error> {
+        let mut good = HashSet::new();
+        for entry in changes.entries.iter().filter(|entry| is_early(entry)) {
+            if self.written.get(&entry.path).is_some_and(|(written, _)| written.is_same(entry)) {
+                good.insert(&entry.path[..]);
+            }
+        }
+        let mut stale = std::mem::take(&mut self.stale);
+        stale.extend(
+            self.written.iter().filter(|(path, _)| !good.contains(&path[..])).map(|(_, (_, range))| range.clone()),
+        );
+        stale.retain(|range| !range.is_empty());
+        stale.sort_by_key(|range| range.start);
+        if changes.entries.is_empty() {
+            return Ok(Captured::nothing(changes));
+        }
+        if !stale.is_empty() {
+            self.writer.out().retract(stale, lease)?;
+        }
+        self.writer.read_from(changes);
+        for entry in changes.entries.iter().filter(|entry| !good.contains(&entry.path[..])) {
+            if entry.kind != Kind::File {
+                self.writer.out().begin_entry(0);
+                self.writer.entry(entry)?;
+                continue;
+            }
+            self.writer.out().begin_entry(entry.metadata.size);
+            let Some((content, found)) = aside.content(&entry.metadata)? else {
+                return Err(Error::NotAside { path: entry.path.clone() });
+            };
+            let is_same = (found.ctime, found.mtime, found.size)
+                == (entry.metadata.ctime, entry.metadata.mtime, entry.metadata.size);
+            let is_whole = self.writer.file_from(entry, content)?;
+            if !is_same || !is_whole {
+                // Somebody outside of the container writes to its files.
+                self.writer.torn(entry.path.clone());
+            }
+        }
+        let (written, layer) = self.writer.into_out()?;
+        Ok(Captured::new(changes, written, layer, progress).sealed(rounds, aside.bytes()))
+    }
+}
+
+fn is_recent(ctime: Time, at: Time) -> bool {
+    let nanoseconds = |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
+    nanoseconds(ctime) + BUSY.as_nanos().cast_signed() > nanoseconds(at)
+}
+
+fn is_within(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
