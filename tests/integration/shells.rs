@@ -283,7 +283,8 @@ fn a_cancelled_job_leaves_nothing() {
     let took = began.elapsed();
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("Operation canceled"), "{}", ended.stderr);
-    assert!(took < Duration::from_secs(1), "cancelled after {took:?}");
+    // At the next piece that is compressed.
+    assert!(took < Duration::from_secs(5), "cancelled after {took:?}");
     assert!(!freezer.is_frozen());
     assert_eq!(world.state(job), "cancelled");
     assert!(world.place.read(&format!("jobs/{job}/error")).contains("cancelled"));

@@ -30,7 +30,7 @@ const SYNTAX: &[Row] = &[
     (b"img compression=zstd:99\n", ErrorKind::Invalid, &["from 1 to 19"]),
     (b"img compression=lz4\n", ErrorKind::Invalid, &["gzip or none"]),
     (b"img annotation.io.snapfs.kind=image\n", ErrorKind::Invalid, &["snapfs's own"]),
-    (b"img pause=stop\n", ErrorKind::Unsupported, &["pause=seal"]),
+    (b"img pause=stop\n", ErrorKind::Unsupported, &["pause=stop is not supported", "use pause=seal"]),
     (b"img compression=zstd:chunked\n", ErrorKind::Unsupported, &["compression=zstd"]),
     (b"img volumes=include\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img volumes=declare\n", ErrorKind::Unsupported, &["volumes=skip"]),

@@ -129,7 +129,7 @@ fn a_container_that_its_user_paused_stays_paused_and_is_committed() {
     });
     world.change(|engine| engine.freeze("web", true));
     assert_eq!(world.line("containers/web/status"), "paused");
-    for line in ["img", "img pause=none"] {
+    for line in ["img", "img pause=none", "img pause=full"] {
         world.commit("web", line).unwrap();
         assert!(world.group("web", |group| group.is_frozen() && group.is_settled()), "{line}");
         assert_eq!(world.line("containers/web/status"), "paused", "{line}");

@@ -242,7 +242,18 @@ impl Bundle {
         let at = directory.path().join("bundle");
         run(&[&script("bundle"), text(&at), &format!("--{kind}"), "/bin/sh", "-c", shell]);
         let (states, name) = (states.to_owned(), name.to_owned());
-        Bundle { directory, states, runtime, name, is_overlay: kind == "overlay" }
+        let bundle = Bundle { directory, states, runtime, name, is_overlay: kind == "overlay" };
+        bundle.configure(|spec| spec["linux"]["cgroupsPath"] = bundle.cgroup().into());
+        bundle
+    }
+
+    /// A name of its own: the runtime would take the container's, which another test's may have as well.
+    fn cgroup(&self) -> String {
+        format!(
+            "/{}-{}",
+            self.name,
+            self.directory.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
+        )
     }
 
     /// Make the bundle of nothing but busybox, on an overlay: an image of little weight.
@@ -259,6 +270,7 @@ impl Bundle {
         run(&["mount", "-t", "overlay", "-o", &layers, "overlay", text(&at.join("rootfs"))]);
         run(&[runtime, "spec", "--bundle", text(&at)]);
         bundle.configure(|spec| {
+            spec["linux"]["cgroupsPath"] = bundle.cgroup().into();
             spec["process"]["terminal"] = false.into();
             spec["process"]["args"] = serde_json::json!(["/bin/sh", "-c", shell]);
             spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::lab::{Bundle, Container, Podman, PodmanContainer, run};
+use crate::harness::lab::{Bundle, Container, LIMIT, Podman, PodmanContainer, run};
 use crate::harness::mount::{Place, eventually, in_lab};
 use crate::interop::layers;
 
@@ -87,7 +87,7 @@ fn an_image_belongs_to_one_instance_of_a_container_that_is_restarted() {
     let place = Place::new();
     let _daemon = place.serve();
     let live = |id: u64| live_and_die(&place, id);
-    let images = commit_through_restarts(&place, Duration::from_secs(8), live);
+    let images = commit_through_restarts(&place, live);
     for image in &images {
         let (lower, upper) = (parts(&place, image, "lower/"), parts(&place, image, "upper/"));
         assert_eq!((lower.len(), upper.len()), (LOWER, UPPER), "{image} is not whole");
@@ -119,7 +119,7 @@ fn an_image_of_podman_belongs_to_one_instance_as_well() {
         }
         drop(container);
     };
-    let images = commit_through_restarts(&place, Duration::from_secs(10), live);
+    let images = commit_through_restarts(&place, live);
     for image in &images {
         let (lower, upper) = (parts(&place, image, "lower/"), parts(&place, image, "upper/"));
         let stage = (lower.len(), upper.len());
@@ -134,25 +134,28 @@ fn parts(place: &Place, image: &str, prefix: &str) -> Vec<Vec<u8>> {
     files(&place.dir().join("images").join(image), prefix).into_values().collect()
 }
 
-/// Lets one container `web` after the other live, and commits whatever is there; gives the names of the images.
-fn commit_through_restarts(place: &Place, time: Duration, live: impl Fn(u64) + Sync) -> Vec<String> {
-    let over = AtomicBool::new(false);
-    let until = Instant::now() + time;
+/// Lets one container `web` after the other live, and commits whatever is there, until there are enough of both; gives
+/// the names of the images.
+fn commit_through_restarts(place: &Place, live: impl Fn(u64) + Sync) -> Vec<String> {
+    const INSTANCES: u64 = 10;
+    const IMAGES: usize = 20;
+    let (over, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let began = Instant::now();
     let (instances, (images, refused)) = thread::scope(|scope| {
         let instances = scope.spawn(|| {
             let _over = SetAtEnd(&over);
             let mut instances = 0;
-            while Instant::now() < until {
+            while instances < INSTANCES || made.load(Ordering::SeqCst) < IMAGES {
+                assert!(began.elapsed() < LIMIT, "too few to say anything: {instances} instances, {made:?} images");
                 instances += 1;
                 live(instances);
             }
             instances
         });
-        let images = scope.spawn(|| commit_whatever_is_there(place, &over));
+        let images = scope.spawn(|| commit_whatever_is_there(place, &over, &made));
         (instances.join().unwrap(), images.join().unwrap())
     });
     println!("{instances} instances, {} images, refused: {refused:#?}", images.len());
-    assert!(instances >= 4 && images.len() >= 10, "too few to say anything");
     images
 }
 
@@ -177,7 +180,7 @@ fn live_and_die(place: &Place, id: u64) {
         }
     }
     bundle.start();
-    let pause = |n: u64| thread::sleep(Duration::from_millis(id * n % 60));
+    let pause = |n: u64| thread::sleep(Duration::from_millis(id * n % 200));
     pause(37);
     bundle.kill();
     pause(23);
@@ -187,7 +190,7 @@ fn live_and_die(place: &Place, id: u64) {
 type Refused = BTreeMap<String, (usize, String)>;
 
 /// Commits `web` again and again; the images, and what was refused.
-fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, Refused) {
+fn commit_whatever_is_there(place: &Place, over: &AtomicBool, made: &AtomicUsize) -> (Vec<String>, Refused) {
     let (mut images, mut refused) = (Vec::new(), Refused::new());
     for n in 0.. {
         if over.load(Ordering::SeqCst) {
@@ -195,9 +198,13 @@ fn commit_whatever_is_there(place: &Place, over: &AtomicBool) -> (Vec<String>, R
         }
         let name = format!("web-{n}");
         match place.write("containers/web/commit", &format!("{name} compression=none")) {
-            Ok(()) => images.push(name),
+            Ok(()) => {
+                images.push(name);
+                made.store(images.len(), Ordering::SeqCst);
+            }
             Err(error) => {
                 let word = nix::errno::Errno::from_raw(error.raw_os_error().unwrap());
+                // Gone between the write and this.
                 let said = fs::read_to_string(place.dir().join("containers/web/last_error")).unwrap_or_default();
                 let (count, last) = refused.entry(word.to_string()).or_default();
                 *count += 1;
