@@ -272,7 +272,7 @@ fn a_cancelled_job_leaves_nothing() {
     }
     let world = World::with_much();
     let freezer = Freezer::of(world.bundle.pid());
-    let script = format!("echo long {SLOW} > {}", world.file());
+    let script = format!("echo long pause=full {SLOW} > {}", world.file());
     let (writer, job) = world.start(&["bash", "-c", &script]);
     eventually("it is being carried out", || freezer.is_frozen());
     assert_eq!(world.run(&["bash", "-c", &format!("echo 2 > {}", cancel(&world, job))]).0.code, 1);

@@ -357,7 +357,8 @@ impl Freezer {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let place =
             |mark: &str| membership.lines().find_map(|line| line.split_once(mark)).map(|(_, path)| path.to_owned());
-        if let Some(path) = place(":freezer:") {
+        // The kernel tells of v1 hierarchies that are mounted nowhere, too.
+        if let Some(path) = place(":freezer:").filter(|_| Path::new("/sys/fs/cgroup/freezer").exists()) {
             return Freezer(PathBuf::from(format!("/sys/fs/cgroup/freezer{path}/freezer.state")));
         }
         Freezer(PathBuf::from(format!("/sys/fs/cgroup{}/cgroup.events", place("0::").unwrap())))

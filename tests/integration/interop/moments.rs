@@ -258,7 +258,8 @@ fn fifty_images_of_a_writer_at_work_show_each_a_moment() {
     bundle.wait_for("w.ready");
     let mut moments = BTreeSet::new();
     for n in 0..50 {
-        let image = place.commit("writer", "moment compression=none");
+        let pause = if n % 2 == 0 { "" } else { " pause=full" };
+        let image = place.commit("writer", &format!("moment compression=none{pause}"));
         let numbers: Vec<u64> = files(&image, "w/")
             .iter()
             .map(|(path, content)| {
