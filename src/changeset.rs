@@ -23,4 +23,4 @@ pub use entry::{Changes, Entry, Kind, Metadata, escape};
 pub use flatten::{fingerprint, flatten};
 pub use overlay::Namespace;
 pub use scan::{Source, scan};
-pub use snapshot::{Difference, Place, Reader, SETTLED, Snapshot, is_settled, now};
+pub use snapshot::{Difference, Place, Reader, SETTLED, Snapshot, is_settled};

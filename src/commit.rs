@@ -63,15 +63,11 @@ pub fn commit(
     let parent = base::import(context, &lease, container, options.compression, progress)?;
 
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| options.pause == Pause::Seal);
-    let (captured, held) = match &freezing {
-        Some(freezing) => seal::seal(context, &lease, container, options.compression, freezing, progress)?,
-        None => {
-            let hold = Hold::take(context, container, options.pause)?;
-            progress.enter(hold.phase());
-            let captured = capture(context, &lease, container, options, &hold, progress)?;
-            (captured, hold.end(context, container)?)
-        }
+    let taken = match &freezing {
+        Some(freezing) => seal::seal(context, &lease, container, options.compression, freezing, progress),
+        None => capture_held(context, &lease, container, options, progress),
     };
+    let (captured, held) = taken.map_err(|error| error.about(&container.name))?;
 
     progress.enter("finishing");
     let mut annotations = annotations(container, &parent, options, &held, &captured);
@@ -147,6 +143,20 @@ impl Captured {
     fn sealed(self, rounds: usize, bytes: u64) -> Captured {
         Captured { sealed: Some((rounds, bytes)), ..self }
     }
+}
+
+/// Hold the container in the old way, and read everything meanwhile.
+fn capture_held(
+    context: &Context<'_>,
+    lease: &Lease,
+    container: &Container,
+    options: &Options,
+    progress: &Progress,
+) -> Result<(Captured, Held), Error> {
+    let hold = Hold::take(context, container, options.pause)?;
+    progress.enter(hold.phase());
+    let captured = capture(context, lease, container, options, &hold, progress)?;
+    Ok((captured, hold.end(context, container)?))
 }
 
 /// Read everything that the container changed; all that must happen while it is held.

@@ -22,6 +22,7 @@ use crate::cli::{self, Cli, Command, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, Hel
 use crate::config::{self, Options};
 use crate::fuse::{self, Session, Target};
 use crate::store::Store;
+use crate::sys::account;
 use crate::sys::daemonize::{self, Outcome, Readiness, Side};
 use crate::sys::mount::Flags;
 use crate::{guard, store};
@@ -51,6 +52,9 @@ pub enum Error {
     /// `gid=`
     #[error("there is no group {0:?}; make it with groupadd, or mount with another gid=")]
     NoGroup(String),
+    /// An ordinary user.
+    #[error("only root can mount and freeze; run it as root, or with sudo")]
+    NotRoot,
     /// `SOURCE_DATE_EPOCH`
     #[error("SOURCE_DATE_EPOCH={0} is no time; give seconds since 1970, or unset it")]
     Epoch(String),
@@ -96,6 +100,7 @@ impl Error {
             | Error::Store(_)
             | Error::Guard(_)
             | Error::NoGroup(_)
+            | Error::NotRoot
             | Error::Epoch(_)
             | Error::Log { .. }
             | Error::Start(_)
@@ -217,6 +222,9 @@ fn serve(
     dir: &Path,
     readiness: Option<&mut Option<Readiness>>,
 ) -> Result<(), Error> {
+    if !account::is_root() {
+        return Err(Error::NotRoot);
+    }
     let target = Target::prepare(dir)?;
     let Parts { tree, snapfs } = parts::compose(options)?;
 

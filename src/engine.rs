@@ -13,6 +13,7 @@ mod error;
 mod files;
 mod host;
 mod image;
+mod labels;
 mod listing;
 pub mod mountinfo;
 pub mod name;
@@ -49,7 +50,13 @@ pub trait Engine: Send + Sync + Debug {
     /// The image that the container was started from; `None` if there is none, or the engine keeps none.
     fn base_image(&self, container: &Container) -> Result<Option<BaseImage>, Error>;
 
-    /// The container's labels. This may run the engine's program, for two seconds at most: never call it for a listing.
+    /// Whether all of the container's files are there: an engine may remove them before its record of the container.
+    fn is_whole(&self, _container: &Container) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    /// The container's labels. An engine that must be asked for them is asked in the background: [`Error::NotYet`] if it has
+    /// not told within half a second.
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error>;
 }
 

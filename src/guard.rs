@@ -61,7 +61,7 @@ pub enum Error {
         pid: u32,
     },
     /// The freeze lasted too long, and the guard ended it.
-    #[error("the container was frozen longer than {} s and was let run again: use pause=seal, or a longer limit", limit.as_secs_f32())]
+    #[error("the container was frozen longer than {} s and was let run again: mount with a longer freeze-limit=, or commit with pause=seal or none", limit.as_secs_f32())]
     LimitExceeded {
         /// The limit.
         limit: Duration,

@@ -17,6 +17,7 @@ pub mod cgroup;
 pub mod daemonize;
 pub mod held;
 pub mod packet;
+pub mod priority;
 pub mod process;
 mod procfs;
 mod switch;

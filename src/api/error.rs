@@ -146,7 +146,8 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
     use engine::Error as E;
     match error {
         E::NoContainer { .. } | E::Ambiguous { .. } | E::Gone { .. } | E::UnknownEngine { .. } => ErrorKind::NotFound,
-        E::Program { .. } => ErrorKind::External,
+        E::Program { .. } | E::Untold { .. } => ErrorKind::External,
+        E::NotYet { .. } => ErrorKind::Again,
         _ => ErrorKind::Io,
     }
 }
@@ -172,7 +173,7 @@ fn commit_kind(error: &commit::Error) -> ErrorKind {
     use commit::Error as E;
     match error {
         E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
-        E::Removed(_) => ErrorKind::NotFound,
+        E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),

@@ -98,7 +98,7 @@ impl Aside {
             }
             _ => {
                 let base = self.end;
-                match self.to_spool(file, metadata.size, until).map_err(read)? {
+                match self.spool_file(file, metadata.size, until).map_err(read)? {
                     Ok(()) => Stored::Spool { base },
                     Err(late) => return Ok(Err(late)),
                 }
@@ -108,11 +108,11 @@ impl Aside {
         Ok(Ok(()))
     }
 
-    fn to_spool(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
+    fn spool_file(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
         let base = self.end;
         self.end = (base + size).next_multiple_of(ALIGNMENT);
         let Some(target) = self.spool.file() else {
-            return self.write_to_spool(file, size, until);
+            return self.write_through(file, size, until);
         };
         // Holes stay holes.
         target.set_len(self.end)?;
@@ -136,7 +136,7 @@ impl Aside {
     }
 
     /// For a store that is no directory of the host.
-    fn write_to_spool(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
+    fn write_through(&mut self, file: &File, size: u64, until: Instant) -> io::Result<Result<(), Late>> {
         let mut chunk = vec![0; 1 << 20];
         let padded = size.next_multiple_of(ALIGNMENT);
         let mut at = 0;

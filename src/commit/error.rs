@@ -3,6 +3,7 @@
 use crate::changeset::{self, escape, tar};
 use crate::oci::DiffId;
 use crate::progress::Cancelled;
+use crate::sys::{cgroup, process};
 use crate::{engine, guard, image, store};
 
 /// Why a commit failed. Nothing of it is visible, and the container runs.
@@ -14,6 +15,17 @@ pub enum Error {
     /// It was there when the commit began.
     #[error("the container {0} was removed while its files were read; nothing of it was kept")]
     Removed(String),
+    /// It ended, or was started anew, when it was to be frozen or while it was.
+    #[error(
+        "the container {name} ended or was started anew during the commit; nothing of it was kept: write the command again"
+    )]
+    Ended {
+        /// The container.
+        name: String,
+        /// What was found.
+        #[source]
+        cause: guard::Error,
+    },
     /// It has no process, and its files changed all the same.
     #[error(
         "the files of the container {0}, which does not run, changed while they were read, because it is being started or \
@@ -112,6 +124,20 @@ impl From<tar::Error> for Error {
         match error {
             tar::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
             error => Error::Tar(error),
+        }
+    }
+}
+
+impl Error {
+    /// The cgroup and the process that are gone are the container's: say that.
+    pub(super) fn about(self, container: &str) -> Error {
+        match self {
+            Error::Freeze(
+                cause @ (guard::Error::Replaced { .. }
+                | guard::Error::Cgroup(cgroup::Error::Gone { .. })
+                | guard::Error::Process(process::Error::Gone { .. })),
+            ) => Error::Ended { name: container.to_owned(), cause },
+            other => other,
         }
     }
 }

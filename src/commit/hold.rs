@@ -13,6 +13,15 @@ fn runs(container: &Container) -> Option<Init> {
     container.init.filter(|_| container.status != Status::Created)
 }
 
+/// The container as its engine has it now. An error if it was removed, perhaps made anew under its id: its files may have
+/// gone while they were read.
+pub(super) fn require_kept(context: &Context<'_>, container: &Container) -> Result<Container, Error> {
+    let is_whole = context.engine.is_whole(container)?;
+    let inventory = context.engine.list()?;
+    let now = inventory.containers.into_iter().find(|other| other.id == container.id);
+    now.filter(|now| now.created == container.created && is_whole).ok_or_else(|| Error::Removed(container.name.clone()))
+}
+
 /// A container that does not change, as far as the user asked for that; [`end`](Self::end) lets go of it.
 pub(super) enum Hold {
     /// Frozen, by us or by its user.
@@ -48,6 +57,11 @@ impl Freezing {
         let init = guard::Init { pid: init.pid, start_time: init.start_time };
         let cgroups = Cgroups { v1_freezer: container.cgroup.v1_freezer.clone(), v2: container.cgroup.v2.clone() };
         Some(Freezing { cgroups, init, limit: context.freeze_limit.unwrap_or(limit) })
+    }
+
+    /// Whether the container's first process is still there.
+    pub(super) fn is_alive(&self) -> bool {
+        guard::Init::of(self.init.pid).is_ok_and(|now| now == self.init)
     }
 
     pub(super) fn limit(&self) -> Duration {
@@ -109,13 +123,10 @@ impl Hold {
         match self {
             Hold::Frozen(frozen) => Held::of(frozen, Pause::Full),
             Hold::Stopped => {
-                let inventory = context.engine.list()?;
-                let now = inventory.containers.iter().find(|other| other.id == container.id);
-                match now.filter(|now| now.created == container.created) {
-                    // Removed, perhaps made anew under its id: its files may have gone while they were read.
-                    None => Err(Error::Removed(container.name.clone())),
-                    Some(now) if runs(now).is_some() => Err(Error::Started(container.name.clone())),
-                    Some(_) => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
+                let now = require_kept(context, container)?;
+                match runs(&now) {
+                    Some(_) => Err(Error::Started(container.name.clone())),
+                    None => Ok(Held { how: "stopped", frozen_for: Duration::ZERO }),
                 }
             }
             Hold::Running => Ok(Held { how: Pause::None.as_str(), frozen_for: Duration::ZERO }),

@@ -16,9 +16,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
-use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled, now};
+use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
 use crate::commit::aside::{Aside, Late};
-use crate::commit::hold::{Freezing, Held};
+use crate::commit::hold::{Freezing, Held, require_kept};
 use crate::commit::in_use::{InUse, Names};
 use crate::commit::layout::is_early;
 use crate::commit::{Captured, Context, Error, Pause, source};
@@ -28,6 +28,7 @@ use crate::image::{Compression, LayerWriter};
 use crate::progress::Progress;
 use crate::store::Lease;
 use crate::sys::dir::Time;
+use crate::sys::priority::Hurry;
 
 /// Reads while the container runs, at most.
 const ROUNDS: [&str; 3] = ["pre-copy 1", "pre-copy 2", "pre-copy 3"];
@@ -60,6 +61,7 @@ pub(super) fn seal(
     let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
     let mut aside = Aside::prepare(lease, expected)?;
     progress.enter("frozen");
+    let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
     let sealed = copy.look(&mut snapshot, &pending, &frozen, freezing, &mut aside, progress);
     let (looked_for, sealed) = match sealed {
@@ -71,12 +73,17 @@ pub(super) fn seal(
         }
     };
     let held = Held::of(frozen, Pause::Seal)?;
+    drop(hurry);
     progress.enter("finishing");
     log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {} files", held.frozen_for, snapshot.objects());
     let changes = match sealed {
         Some(changes) => changes,
         None => snapshot.changes(progress)?,
     };
+    // What lies below was asked just now: it must not have been on its way out with the container.
+    if !freezing.is_alive() {
+        require_kept(context, container)?;
+    }
     copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
 }
 
@@ -99,14 +106,14 @@ impl Copy<'_> {
         freezing: &Freezing,
         progress: &Progress,
     ) -> Result<usize, Error> {
-        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, now())) {
+        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, Time::now())) {
             // Written just now. A moment later it can be told whether it is written again.
             std::thread::sleep(SETTLED * 2);
         }
         let mut last = u64::MAX;
         for (round, phase) in ROUNDS.iter().enumerate() {
             progress.enter(phase);
-            let began = now();
+            let began = Time::now();
             let in_use = InUse::of(&freezing.processes()?)?;
             self.names.learn(snapshot, changes);
             self.round(changes, &in_use, began)?;

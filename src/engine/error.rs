@@ -120,6 +120,20 @@ pub enum Error {
         /// What is different.
         reason: String,
     },
+    /// The engine was asked and has not answered yet.
+    #[error("podman has not told the labels of container {id} yet; read them again in a moment")]
+    NotYet {
+        /// The container.
+        id: String,
+    },
+    /// The engine was asked a moment ago, in vain.
+    #[error("the labels of container {id} are not known: {reason}")]
+    Untold {
+        /// The container.
+        id: String,
+        /// What became of the question.
+        reason: String,
+    },
     /// The engine's own program failed.
     #[error("`{command}` failed: {source}; run it by hand to see why")]
     Program {

@@ -1,36 +1,25 @@
 //! podman, read from its files: containers/storage for what it is, runc's and crun's state for what it does.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::engine::container::{TRUSTED, USER};
 use crate::engine::files::{self, STATE_LIMIT};
 use crate::engine::host::{Host, NamedCgroups, View};
+use crate::engine::labels::{Labels, Told};
 use crate::engine::runtime::{Now, Record as State, StateDirectory};
 use crate::engine::storage::{Record, Store, parse_storage_conf};
 use crate::engine::{
     BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Status, crun,
     runc,
 };
-use crate::sys::process::Program;
-
-/// How long podman may take to tell a container's labels.
-const INSPECT: Duration = Duration::from_secs(2);
-/// How many containers' labels are kept; they never change.
-const KEPT_LABELS: usize = 4096;
 
 /// Where root's podman keeps images and containers unless storage.conf(5) says otherwise.
 pub const GRAPH_ROOT: &str = "/var/lib/containers/storage";
 /// And what need not survive a reboot.
 pub const RUN_ROOT: &str = "/run/containers/storage";
-
-type Labels = BTreeMap<String, String>;
 
 /// The containers of podman's own store, in any state.
 #[derive(Debug)]
@@ -38,9 +27,7 @@ pub struct Podman {
     store: Store,
     runtimes: [StateDirectory; 2],
     host: Host,
-    /// What tells the program `podman` which store this is; nothing for the one it would use anyway.
-    arguments: Vec<OsString>,
-    labels: Mutex<HashMap<String, Labels>>,
+    labels: Told,
 }
 
 impl Podman {
@@ -53,7 +40,7 @@ impl Podman {
         let graph_root = graph_root.unwrap_or_else(|| GRAPH_ROOT.into());
         let run_root = run_root.unwrap_or_else(|| RUN_ROOT.into());
         let podman = Podman::new(graph_root, run_root, RUNC_ROOT, CRUN_ROOT, Host::default());
-        Podman { arguments: Vec::new(), ..podman }
+        Podman { labels: Told::new(Vec::new()), ..podman }
     }
 
     /// The store in `graph_root` and `run_root`, whose containers runc and crun run with their state directories below
@@ -73,7 +60,7 @@ impl Podman {
             store.run_root.clone().into_os_string(),
         ];
         let runtimes = [runc::states(runc.into()), crun::states(crun.into())];
-        Podman { store, runtimes, host, arguments, labels: Mutex::default() }
+        Podman { store, runtimes, host, labels: Told::new(arguments) }
     }
 
     fn container(&self, record: Record, view: &View<'_>) -> Result<Container, Error> {
@@ -175,34 +162,6 @@ impl Podman {
         let xattr_prefix = if user_xattrs { USER } else { TRUSTED };
         Ok(RootFs::Overlay(Overlay { lower, upper, merged, xattr_prefix, options }))
     }
-
-    fn inspect(&self, id: &str) -> Result<Labels, Error> {
-        let command = format!("podman container inspect {id}");
-        let failed = |source| Error::Program { command: command.clone(), source };
-        let unusable = |reason| Error::Answer { command: command.clone(), reason };
-        let program = Program::find("podman").map_err(failed)?;
-        let program = program.arguments(&self.arguments).arguments(["container", "inspect", "--format", "json", id]);
-        let output = program.run(INSPECT).and_then(|output| output.check()).map_err(failed)?;
-        let answer: Vec<Inspected> =
-            serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))?;
-        let [inspected] = <[Inspected; 1]>::try_from(answer)
-            .map_err(|answer| unusable(format!("it tells of {} containers", answer.len())))?;
-        Ok(inspected.config.labels.unwrap_or_default())
-    }
-}
-
-/// The part of `podman container inspect` that is used.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Inspected {
-    config: InspectedConfig,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct InspectedConfig {
-    #[serde(default)]
-    labels: Option<Labels>,
 }
 
 /// `root.path` of a runtime specification, which podman writes as an absolute path.
@@ -247,16 +206,17 @@ impl Engine for Podman {
         self.store.image(&record.image_id, name).map(Some)
     }
 
+    fn is_whole(&self, container: &Container) -> Result<bool, Error> {
+        let record = self.store.containers()?.records.into_iter().find(|record| record.id == container.id);
+        match record {
+            None => Ok(false),
+            // `--rootfs`: the files are not podman's.
+            Some(record) if record.image_id.is_empty() => Ok(true),
+            Some(record) => self.store.is_whole(&record.layer),
+        }
+    }
+
     fn labels(&self, container: &Container) -> Result<Labels, Error> {
-        if let Some(labels) = self.labels.lock().get(&container.id) {
-            return Ok(labels.clone());
-        }
-        let labels = self.inspect(&container.id)?;
-        let mut kept = self.labels.lock();
-        if kept.len() >= KEPT_LABELS {
-            kept.clear();
-        }
-        kept.insert(container.id.clone(), labels.clone());
-        Ok(labels)
+        self.labels.labels(&container.id)
     }
 }

@@ -81,6 +81,9 @@ struct LayerEntry {
     parent: String,
     #[serde(default)]
     diff_digest: Option<String>,
+    /// An object of anything.
+    #[serde(default)]
+    flags: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -204,13 +207,7 @@ impl Store {
 
     /// The layers from the bottom up to `top`; no more than `most` and one.
     fn chain(&self, top: &str, most: usize) -> Result<Vec<LayerEntry>, String> {
-        let mut entries: Vec<LayerEntry> = Vec::new();
-        for file in ["layers.json", "volatile-layers.json"] {
-            let path = self.graph_root.join("overlay-layers").join(file);
-            let read: Option<Vec<LayerEntry>> =
-                files::read_json(&path, LIST_LIMIT).map_err(|error| error.to_string())?;
-            entries.extend(read.unwrap_or_default());
-        }
+        let mut entries = self.layers().map_err(|error| error.to_string())?;
         let (mut chain, mut id) = (Vec::new(), top.to_owned());
         while !id.is_empty() && chain.len() <= most {
             let at = entries.iter().position(|entry| entry.id == id && is_plain_id(&id));
@@ -221,6 +218,22 @@ impl Store {
         }
         chain.reverse();
         Ok(chain)
+    }
+
+    /// Whether the layer is there, and being removed no more than being made: before it touches the layer's files,
+    /// containers/storage marks it as incomplete.
+    pub(crate) fn is_whole(&self, layer: &str) -> Result<bool, Error> {
+        let found = self.layers()?.into_iter().find(|entry| entry.id == layer);
+        Ok(found.is_some_and(|entry| entry.flags["incomplete"] != true))
+    }
+
+    fn layers(&self) -> Result<Vec<LayerEntry>, Error> {
+        let mut entries = Vec::new();
+        for file in ["layers.json", "volatile-layers.json"] {
+            let path = self.graph_root.join("overlay-layers").join(file);
+            entries.extend(files::read_json::<Vec<LayerEntry>>(&path, LIST_LIMIT)?.unwrap_or_default());
+        }
+        Ok(entries)
     }
 
     fn base_layer(&self, layer: String, diff_id: DiffId) -> BaseLayer {

@@ -10,6 +10,11 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
     Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
+/// Whether this process has root's rights over files: all that snapfs does needs more.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -58,6 +59,15 @@ pub struct Time {
     pub seconds: i64,
     /// 0 to 999,999,999.
     pub nanoseconds: u32,
+}
+
+impl Time {
+    /// Now, for comparison with the times of files.
+    #[allow(clippy::disallowed_methods, reason = "files know nothing of SOURCE_DATE_EPOCH")]
+    pub fn now() -> Time {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Time { seconds: since.as_secs().cast_signed(), nanoseconds: since.subsec_nanos() }
+    }
 }
 
 /// A device number.

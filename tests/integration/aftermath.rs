@@ -62,7 +62,7 @@ fn a_real_container_whose_commit_has_just_ended_runs_and_its_image_moves_with_mv
     // Reading it takes longer than the test lasts.
     std::fs::File::create(web.root().join("endless")).unwrap().set_len(1 << 40).unwrap();
     for _ in 0..5 {
-        place.write("containers/web/commit", "img async").unwrap();
+        place.write("containers/web/commit", "img pause=full async").unwrap();
         eventually("it is frozen", || place.read("jobs/last/progress").contains("phase frozen"));
         // Whether the writer is a container's is asked of a new listing, in which this one is frozen.
         place.write("jobs/last/cancel", "1").unwrap();

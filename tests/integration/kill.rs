@@ -46,8 +46,9 @@ fn a_daemon_killed_at_any_moment_leaves_nothing_behind() {
         // All over the commit and a little beyond, in no order.
         let moment = whole.mul_f64(f64::from(death * 77 % DEATHS) / f64::from(DEATHS) * 1.3);
         let name = format!("death-{death}");
+        let line = format!("{name}{}", if death / 2 % 2 == 0 { " pause=full" } else { "" });
         let acknowledged = thread::scope(|scope| {
-            let writer = scope.spawn(|| place.write("containers/big/commit", &name).is_ok());
+            let writer = scope.spawn(|| place.write("containers/big/commit", &line).is_ok());
             // On a thread of its own, for its priority is not to be inherited by what is started later.
             scope.spawn(|| {
                 // A busy machine must not keep it from looking. Without the right to it the times are longer than they are.
@@ -121,7 +122,7 @@ fn forget_the_base(place: &Place, daemon: &mut Daemon) {
 fn time_of_a_commit_with_its_base(place: &Place, daemon: &mut Daemon) -> Duration {
     forget_the_base(place, daemon);
     let began = Instant::now();
-    let image = place.commit("big", "whole");
+    let image = place.commit("big", "whole pause=full");
     let took = began.elapsed();
     fs::remove_dir(image).unwrap();
     took

@@ -6,7 +6,6 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use snapfs::engine::RootFs;
 use snapfs::store::DOCUMENT_LIMIT;
 
 use crate::harness::cgroup::wait_for;
@@ -119,18 +118,18 @@ fn stores_to_a_mapped_file_are_not_lost() {
 #[test]
 fn a_tree_that_is_turned_over_all_the_time_is_that_of_one_moment() {
     let Some(world) = World::new() else { return };
-    let container = world.overlay("web");
-    let RootFs::Overlay(overlay) = &container.root else { panic!("no overlay") };
-    begin(&overlay.lower[0]);
-    // Remounted, for the lower directory must not change below an overlay.
-    let root = world.root_of("web");
-    remount(&root, overlay.lower[0].as_path(), &overlay.upper);
+    world.engine.create("web");
+    let directory = world.engine.directory_of("web");
+    let lower = directory.join("lower");
+    begin(&lower);
+    let overlay = Overlay::mount(&directory, std::slice::from_ref(&lower), directory.join("upper"), "");
+    world.change(|_| {});
+    let root = overlay.merged.clone();
     world.run("web");
     world.group("web", |group| group.run(&command("change", &root)));
     wait_for("the workload is at work", LIMIT, || root.join("counter").exists());
-    let replay = Replay::new(&overlay.lower[0]);
+    let mut replay = Replay::new(&lower);
     let mut counter = 0;
-    let mut replay = replay;
     for round in 0..50 {
         world.commit("web", "img").unwrap();
         let tars = layers(&world, "img");
@@ -161,16 +160,6 @@ fn a_tree_that_is_turned_over_all_the_time_is_that_of_one_moment() {
     }
 }
 
-fn remount(merged: &Path, lower: &Path, upper: &Path) {
-    nix::mount::umount2(merged, nix::mount::MntFlags::MNT_DETACH).unwrap();
-    let _leaked = std::mem::ManuallyDrop::new(Overlay::mount(
-        merged.parent().unwrap(),
-        &[lower.to_owned()],
-        upper.to_owned(),
-        "",
-    ));
-}
-
 /// The same history on another overlay.
 struct Replay {
     _directory: tempfile::TempDir,
@@ -182,8 +171,6 @@ impl Replay {
     fn new(lower: &Path) -> Replay {
         let directory = scratch();
         let overlay = Overlay::mount(directory.path(), &[lower.to_owned()], directory.path().join("upper"), "");
-        // What the world's containers begin with.
-        fs::write(overlay.merged.join("etc/new"), "of web\n").unwrap();
         Replay { _directory: directory, overlay, done: 0 }
     }
 

@@ -206,6 +206,8 @@ fn a_signal_frees_the_writer_and_the_job_goes_on() {
         return;
     }
     let world = World::with_much();
+    // It is the daemon whose time counts: on a busy machine this thread and its writers shall not be waited for.
+    let _ = rustix::process::setpriority_process(None, -20);
     let file = world.file();
     let (first, job) = world.start(&["bash", "-c", &format!("echo long {SLOW} > {file}")]);
     eventually("it is being carried out", || world.state(job) == "running");
@@ -270,7 +272,7 @@ fn a_cancelled_job_leaves_nothing() {
     }
     let world = World::with_much();
     let freezer = Freezer::of(world.bundle.pid());
-    let script = format!("echo long {SLOW} > {}", world.file());
+    let script = format!("echo long pause=full {SLOW} > {}", world.file());
     let (writer, job) = world.start(&["bash", "-c", &script]);
     eventually("it is being carried out", || freezer.is_frozen());
     assert_eq!(world.run(&["bash", "-c", &format!("echo 2 > {}", cancel(&world, job))]).0.code, 1);
@@ -281,7 +283,8 @@ fn a_cancelled_job_leaves_nothing() {
     let took = began.elapsed();
     assert_eq!(ended.code, 1);
     assert!(ended.stderr.contains("Operation canceled"), "{}", ended.stderr);
-    assert!(took < Duration::from_secs(1), "cancelled after {took:?}");
+    // At the next piece that is compressed.
+    assert!(took < Duration::from_secs(5), "cancelled after {took:?}");
     assert!(!freezer.is_frozen());
     assert_eq!(world.state(job), "cancelled");
     assert!(world.place.read(&format!("jobs/{job}/error")).contains("cancelled"));

@@ -27,13 +27,12 @@ fn a_cancelled_commit_leaves_nothing() {
     world.commit("web", "kept").unwrap();
     world.run("web");
     world.make_endless("web");
-    let cases = [
+    for (line, phase) in [
+        ("img", "pre-copy 1"),
         ("img pause=full", "frozen"),
         ("kept pause=full", "frozen"),
-        ("img", "pre-copy 1"),
         ("img pause=none", "reading"),
-    ];
-    for (line, phase) in cases {
+    ] {
         let open = world.open(COMMIT).unwrap();
         let answer = open.begin(line).unwrap();
         world.await_phase(phase);
@@ -104,7 +103,7 @@ fn a_daemon_that_ends_cancels_all_and_admits_no_more() {
     world.run("web");
     world.make_endless("web");
     let (first, second) = (world.open(COMMIT).unwrap(), world.open(COMMIT).unwrap());
-    let answers = [first.begin("a pause=full").unwrap(), second.begin("b").unwrap()];
+    let answers = [first.begin("a pause=full").unwrap(), second.begin("b pause=full").unwrap()];
     wait_for("the first job reads", LIMIT, || world.read("jobs/1/progress").unwrap().starts_with("phase frozen\n"));
     world.snapfs.shut_down();
     for answer in answers {

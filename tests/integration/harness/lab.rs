@@ -242,7 +242,18 @@ impl Bundle {
         let at = directory.path().join("bundle");
         run(&[&script("bundle"), text(&at), &format!("--{kind}"), "/bin/sh", "-c", shell]);
         let (states, name) = (states.to_owned(), name.to_owned());
-        Bundle { directory, states, runtime, name, is_overlay: kind == "overlay" }
+        let bundle = Bundle { directory, states, runtime, name, is_overlay: kind == "overlay" };
+        bundle.configure(|spec| spec["linux"]["cgroupsPath"] = bundle.cgroup().into());
+        bundle
+    }
+
+    /// A name of its own: the runtime would take the container's, which another test's may have as well.
+    fn cgroup(&self) -> String {
+        format!(
+            "/{}-{}",
+            self.name,
+            self.directory.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.')
+        )
     }
 
     /// Make the bundle of nothing but busybox, on an overlay: an image of little weight.
@@ -259,6 +270,7 @@ impl Bundle {
         run(&["mount", "-t", "overlay", "-o", &layers, "overlay", text(&at.join("rootfs"))]);
         run(&[runtime, "spec", "--bundle", text(&at)]);
         bundle.configure(|spec| {
+            spec["linux"]["cgroupsPath"] = bundle.cgroup().into();
             spec["process"]["terminal"] = false.into();
             spec["process"]["args"] = serde_json::json!(["/bin/sh", "-c", shell]);
             spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
@@ -345,7 +357,8 @@ impl Freezer {
         let membership = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let place =
             |mark: &str| membership.lines().find_map(|line| line.split_once(mark)).map(|(_, path)| path.to_owned());
-        if let Some(path) = place(":freezer:") {
+        // The kernel tells of v1 hierarchies that are mounted nowhere, too.
+        if let Some(path) = place(":freezer:").filter(|_| Path::new("/sys/fs/cgroup/freezer").exists()) {
             return Freezer(PathBuf::from(format!("/sys/fs/cgroup/freezer{path}/freezer.state")));
         }
         Freezer(PathBuf::from(format!("/sys/fs/cgroup{}/cgroup.events", place("0::").unwrap())))

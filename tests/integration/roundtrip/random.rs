@@ -11,8 +11,9 @@ use rustix::fs::{XattrFlags, lsetxattr};
 use snapfs::changeset::{Namespace, Source, flatten, scan};
 use snapfs::progress::Progress;
 
+use crate::harness::mount::in_lab;
 use crate::harness::rootfs::{Facts, Overlay, facts, rename, scratch, set_mtime};
-use crate::roundtrip::{check, check_umoci, in_lab, source, tar_of};
+use crate::roundtrip::{check, check_umoci, layer_of, source, tar_of};
 
 /// What a random process does.
 #[derive(Debug, Clone)]
@@ -130,14 +131,14 @@ fn random_container(base: &[Op], image: &[Op], container: &[Op], options: &str, 
     let middle = facts(&plain.merged);
     let mut layers = vec![
         tar_of(&scan(&Source::Directory(bottom.clone()), &[], &Progress::new()).unwrap()),
-        tar_of(&scan(&source(&plain, Namespace::Trusted), &[], &Progress::new()).unwrap()),
+        layer_of(&scan(&source(&plain, Namespace::Trusted), &[], &Progress::new()).unwrap()),
     ];
     drop(plain);
     let overlay = Overlay::mount(&temp.path().join("container"), &[first, bottom], second, options);
     let flat = tar_of(&flatten(&overlay.lower, Namespace::Trusted, &Progress::new()).unwrap());
     check("flattened image", std::slice::from_ref(&flat), middle, links);
     run(&overlay.merged, container);
-    let top = tar_of(&scan(&source(&overlay, Namespace::Trusted), &[], &Progress::new()).unwrap());
+    let top = layer_of(&scan(&source(&overlay, Namespace::Trusted), &[], &Progress::new()).unwrap());
     layers.push(top.clone());
     let expected = facts(&overlay.merged);
     check("container", &layers, expected.clone(), links);

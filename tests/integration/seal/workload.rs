@@ -152,7 +152,7 @@ pub(crate) fn step(root: &Path, n: u64) {
             fs::set_permissions(&one, fs::Permissions::from_mode(0o400 + (seed >> 40) as u32 % 0o400))
         }
         10 if one.symlink_metadata().is_ok_and(|metadata| !metadata.is_symlink()) => {
-            Ok(lsetxattr(&one, "user.n", n.to_string().as_bytes(), XattrFlags::empty()).unwrap_or(()))
+            lsetxattr(&one, "user.n", n.to_string().as_bytes(), XattrFlags::empty()).map_err(Into::into)
         }
         11 => symlink(std::ffi::OsStr::from_bytes(n.to_string().as_bytes()), &one),
         _ => Ok(()),
