@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use snapfs::oci::{DiffId, Digest};
 use snapfs::tree::{ContainerFile, ErrorKind, ImageFile, JobFile, Kind, LayerFile, Lifetime, RootFile};
 
+use crate::harness::cgroup::wait_for;
 use crate::harness::image::config_with;
 use crate::harness::rootfs::{absent, char_device, file};
-use crate::harness::world::{EPOCH, Setup, World};
+use crate::harness::world::{EPOCH, LIMIT, Setup, World};
 
 const CREATED: &str = "2023-11-14T22:13:20Z";
 
@@ -155,6 +156,7 @@ fn changes_are_lines() {
     // Two readers, and one that comes back to the beginning, each see one text.
     let (one, two) = (world.open_read("containers/web/changes"), world.open_read("containers/web/changes"));
     let text = one.text();
+    wait_for("the second is scanned", LIMIT, || world.tree.poll(two.fh).unwrap().read);
     world.make("web", &[file("later", "")]);
     assert_eq!(two.text(), text);
     one.seek(0);

@@ -123,6 +123,8 @@ impl Group {
             match fs::remove_dir(&self.path) {
                 Ok(()) => return,
                 Err(error) if error.kind() == ErrorKind::NotFound => return,
+                // A second panic would abort, and leave behind what the other tests would have taken away.
+                Err(_) if Instant::now() > until && thread::panicking() => return,
                 Err(error) if Instant::now() > until => panic!("cannot remove {}: {error}", self.path.display()),
                 Err(_) => {
                     for pid in numbers(&self.path.join("cgroup.procs")) {
