@@ -264,7 +264,8 @@ impl Bundle {
         for part in ["lower/bin", "lower/proc", "lower/sys", "lower/dev", "lower/tmp", "upper", "work", "rootfs"] {
             fs::create_dir_all(at.join(part)).unwrap();
         }
-        fs::copy("/bin/busybox", at.join("lower/bin/busybox")).unwrap();
+        // Not fs::copy: a program that another test starts meanwhile would hold it open for writing, and nobody could run it.
+        run(&["cp", "/bin/busybox", text(&at.join("lower/bin/busybox"))]);
         run(&["chroot", text(&at.join("lower")), "/bin/busybox", "--install", "-s", "/bin"]);
         let layers = ["lower", "upper", "work"].map(|part| format!("{part}dir={}", at.join(part).display())).join(",");
         run(&["mount", "-t", "overlay", "-o", &layers, "overlay", text(&at.join("rootfs"))]);
