@@ -32,6 +32,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::sys::process::is_told_to_end;
 use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree};
 
 pub use session::{Error, Options, Session, Target, Unmounter, remount};
@@ -321,14 +322,23 @@ impl fuser::Filesystem for Fuse {
             self.call("write", ino, |tree| tree.write(fh.0, offset, data, nonblock, &convert::caller(request)));
         match written {
             Ok(Reply::Now(count)) => reply.written(count),
-            Ok(Reply::Later(mut ticket)) => self.waiters.park(
-                request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| failed("write", ino, &error))),
-                move |result| match result {
-                    Ok(count) => reply.written(count),
-                    Err(errno) => reply.error(errno),
-                },
-            ),
+            Ok(Reply::Later(mut ticket)) => {
+                let (tree, tid) = (Arc::clone(&self.tree), request.pid());
+                self.waiters.park(
+                    tid,
+                    move || Some(ticket.poll()?.map_err(|error| failed("write", ino, &error))),
+                    move |result| match result {
+                        Ok(count) => reply.written(count),
+                        Err(errno) => {
+                            // While the signal is still pending: it is gone once the caller has its answer.
+                            if errno.code() == Errno::EINTR.code() && is_told_to_end(tid) {
+                                tree.abandon(fh.0);
+                            }
+                            reply.error(errno);
+                        }
+                    },
+                )
+            }
             Err(errno) => reply.error(errno),
         }
     }

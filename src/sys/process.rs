@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-pub use crate::sys::procfs::{Membership, Origin, has_interrupting_signal, is_dying, start_time};
+pub use crate::sys::procfs::{Membership, Origin, has_interrupting_signal, is_dying, is_told_to_end, start_time};
 
 /// Where programs are looked for, and the PATH that they get.
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -110,6 +110,14 @@ pub fn has_interrupting_signal(tid: u32) -> bool {
     }
 }
 
+/// Whether the signal pending is one that people end programs with, and not an alarm or a word between programs.
+pub fn is_told_to_end(tid: u32) -> bool {
+    match Task::open(tid).and_then(|task| task.read("status")) {
+        Ok(text) => Status::parse(&text).is_told_to_end(),
+        Err(error) => matches!(error, Error::Gone { .. }),
+    }
+}
+
 /// Whether the process has ended or cannot but end: it is a zombie, dumps core, or has a SIGKILL pending that a sleep in
 /// the kernel holds up. What cannot be read is taken for a process that goes on.
 pub fn is_dying(pid: u32) -> bool {
@@ -163,6 +171,12 @@ impl Status {
     fn is_interrupted(&self) -> bool {
         let fatal = INTERRUPTING.iter().fold(0, |mask, signal| mask | bit(*signal));
         self.has_ended() || self.pending & !self.blocked & !self.ignored & fatal != 0
+    }
+
+    fn is_told_to_end(&self) -> bool {
+        let ending = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGKILL];
+        let ending = ending.iter().fold(0, |mask, signal| mask | bit(*signal));
+        self.has_ended() || self.pending & !self.blocked & !self.ignored & ending != 0
     }
 
     fn is_dying(&self) -> bool {

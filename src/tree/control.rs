@@ -62,6 +62,9 @@ impl Tree {
             Err(_) => bytes,
         };
         if let Some(last) = &talk.last {
+            if last.sent == sent && last.abandoned && last.outcome.end().is_none() {
+                return Err(Error::new(ErrorKind::Busy, "the command goes on as a job; its writer was told to end"));
+            }
             if last.sent == sent {
                 return answer(last.outcome.clone(), written);
             }
@@ -75,8 +78,17 @@ impl Tree {
             Ok(line) => self.carry_out(&conversation.node, line, nonblock, caller),
             Err(error) => Outcome::Settled(Err(refused(error))),
         };
-        talk.last = Some(Command { sent: sent.to_vec(), outcome: outcome.clone() });
+        talk.last = Some(Command { sent: sent.to_vec(), outcome: outcome.clone(), abandoned: false });
         answer(outcome, written)
+    }
+
+    /// The writer was told to end while it waited. Its job goes on.
+    pub fn abandon(&self, fh: u64) {
+        if let Ok(Handle::Control(conversation)) = self.handle(fh)
+            && let Some(last) = &mut conversation.talk.lock().last
+        {
+            last.abandoned = true;
+        }
     }
 
     /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its

@@ -48,6 +48,8 @@ pub(super) struct Command {
     /// after an error.
     pub(super) sent: Vec<u8>,
     pub(super) outcome: Outcome,
+    /// Its writer was told to end: the same again, which buffered files send when they are closed, does not wait.
+    pub(super) abandoned: bool,
 }
 
 /// An answer as it is being read: one text from its beginning to its end, although the job goes on meanwhile.
