@@ -40,7 +40,8 @@ pub struct Entry {
     /// Extended attributes as a process in the container sees them, sorted by name; none for a hard link (they are its
     /// target's).
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// A directory where the layers below have something else: who unpacks what is in it before itself would find that.
+    /// A directory where the layers below have something else: who unpacks what is in it before itself would find that. Or
+    /// a directory in such a one: made for what is in it, it would change the time of the one that is written already.
     pub replaces: bool,
     /// Copied up from a layer below, so that the overlay may show it under another inode number.
     pub copied_up: bool,

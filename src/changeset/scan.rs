@@ -110,6 +110,8 @@ struct Place {
     lower: Vec<Part>,
     /// Whether nothing below shows through.
     hidden: bool,
+    /// See [`Entry::replaces`](crate::changeset::Entry::replaces).
+    replaces: bool,
     has_xattr_whiteouts: bool,
     /// How its own entry compares with the directory below.
     same: Same,
@@ -167,8 +169,8 @@ impl Walk<'_> {
                 frame.lost_stub = true;
                 continue;
             }
-            let parent_hidden = frame.place.hidden;
-            if let Some(place) = self.describe(path, seen, (view, upper), below, parent_hidden)? {
+            let parent = (frame.place.hidden, frame.place.replaces);
+            if let Some(place) = self.describe(path, seen, (view, upper), below, parent)? {
                 stack.extend(self.enter(place)?);
             }
         }
@@ -187,7 +189,7 @@ impl Walk<'_> {
         let below = if lower.is_empty() { Found::Absent } else { Found::Directory(lower) };
         // The engine made the upper root, so its time says nothing; and overlayfs reads no marks there.
         let has_xattr_whiteouts = seen.xattrs.marks.has_xattr_whiteouts;
-        let place = self.describe(Vec::new(), seen, (View::Upper, Some(0)), below, false)?;
+        let place = self.describe(Vec::new(), seen, (View::Upper, Some(0)), below, (false, false))?;
         let Some(mut place) = place else { return Ok(None) };
         place.hidden = false;
         place.view = View::Upper;
@@ -241,7 +243,7 @@ impl Walk<'_> {
         seen: Seen,
         (view, upper): (View, Option<usize>),
         below: Found,
-        parent_hidden: bool,
+        (parent_hidden, parent_replaces): (bool, bool),
     ) -> Result<Option<Place>, Error> {
         let marks = seen.xattrs.marks;
         let in_lower = below != Found::Absent;
@@ -257,13 +259,14 @@ impl Walk<'_> {
             self.found.add(path, seen, in_lower, root)?;
             return Ok(None);
         }
-        let replaces = matches!(below, Found::Other(_));
+        let replaces = parent_replaces || matches!(below, Found::Other(_));
         let lower = if let Found::Directory(parts) = below { parts } else { Vec::new() };
         let place = Place {
             upper,
             same: self.compare(&path, &seen, &lower)?,
             view: if view == View::Upper && marks.redirect { View::Both } else { view },
             hidden: parent_hidden || marks.opaque || marks.redirect,
+            replaces,
             has_xattr_whiteouts: marks.has_xattr_whiteouts,
             lower,
             path: path.clone(),
