@@ -1,6 +1,7 @@
 //! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
 
 mod build;
+mod decode;
 mod frame;
 mod layer;
 mod output;
@@ -9,6 +10,7 @@ mod read;
 mod retract;
 mod seek_table;
 
+pub use decode::Encoding;
 pub use build::{Draft, History, Parent};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
