@@ -6,9 +6,11 @@
 mod container;
 mod error;
 mod image;
+mod incoming;
 mod request;
 mod words;
 
+pub use crate::archive::Archive;
 pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
@@ -16,10 +18,11 @@ pub use crate::oci::{Digest, ImageName};
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use image::{ImageEntry, ImageKey};
+pub use incoming::Incoming;
 pub use request::Verb;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -61,6 +64,8 @@ pub struct Snapfs {
     clock: Clock,
     jobs: Jobs<Error>,
     images: Mutex<HashMap<Digest, Arc<Image>>>,
+    /// Archives that somebody has open: their blobs are kept open once.
+    archives: Mutex<HashMap<ImageKey, Weak<Archive>>>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
@@ -90,6 +95,7 @@ impl Snapfs {
             clock: parts.clock,
             jobs: Jobs::new(parts.workers, on_end, abandoned),
             images: Mutex::default(),
+            archives: Mutex::default(),
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,

@@ -272,6 +272,11 @@ impl fuser::Filesystem for Fuse {
                 }
                 reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
+            Ok(Opened::Import { fh }) => {
+                self.writers.opened(ino.0, fh, caller.tid);
+                reply.opened(FileHandle(fh), convert::IMPORT_FLAGS);
+            }
+            Ok(Opened::Archive { fh, archive }) => self.stored.open_archive(fh, archive, reply),
             Ok(Opened::Stored { fh, file }) => self.stored.open(node, fh, file, reply),
             Err(errno) => reply.error(errno),
         }
@@ -288,8 +293,8 @@ impl fuser::Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Some(file) = self.stored.file(fh.0) {
-            return stored::read(&file, offset, size, reply);
+        if let Some(bytes) = self.stored.bytes(fh.0) {
+            return stored::read(&bytes, offset, size, reply);
         }
         match self.call("read", ino, |tree| tree.read(fh.0, offset, size)) {
             Ok(Reply::Now(bytes)) => reply.data(&bytes),
@@ -318,6 +323,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let nonblock = convert::access(flags).nonblock;
+        let offset = if convert::appends(flags) { tree::AT_END } else { offset };
         let written =
             self.call("write", ino, |tree| tree.write(fh.0, offset, data, nonblock, &convert::caller(request)));
         match written {
@@ -343,8 +349,17 @@ impl fuser::Filesystem for Fuse {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok(); // a shell flushes before its first write and nobody reads the result: errors come from write alone
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Only of archives: a shell flushes a control file before its first write, and its errors come from write alone.
+        match self.call("flush", ino, |tree| tree.flush(fh.0)) {
+            Ok(Reply::Now(())) => reply.ok(),
+            Ok(Reply::Later(mut ticket)) => self.waiters.park(
+                request.pid(),
+                move || Some(ticket.poll()?.map_err(|error| failed("flush", ino, &error))),
+                move |result| answer(reply, result),
+            ),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -381,7 +396,7 @@ impl fuser::Filesystem for Fuse {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        if self.stored.file(fh.0).is_some() {
+        if self.stored.bytes(fh.0).is_some() {
             return reply.poll(events & (PollEvents::POLLIN | PollEvents::POLLRDNORM));
         }
         match self.call("poll", ino, |tree| tree.poll(fh.0)) {

@@ -10,8 +10,8 @@ mod read;
 mod retract;
 mod seek_table;
 
-pub use decode::Encoding;
 pub use build::{Draft, History, Parent};
+pub use decode::Encoding;
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
 

@@ -10,14 +10,17 @@ mod control;
 mod file;
 mod handle;
 mod images;
+mod import;
 mod inode;
 mod jobs;
 mod node;
 
+pub use crate::api::Archive;
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+pub use import::AT_END;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -29,6 +32,7 @@ use parking_lot::Mutex;
 
 use crate::api::{ImageName, Snapfs};
 use handle::{Conversation, Handle, Handles, slice};
+use import::Receiving;
 use inode::Inodes;
 use node::Node;
 
@@ -44,6 +48,18 @@ pub enum Opened {
     Control {
         /// The handle.
         fh: u64,
+    },
+    /// A file that takes an archive: direct I/O, and every close is told of.
+    Import {
+        /// The handle.
+        fh: u64,
+    },
+    /// An image as an archive: the page cache may keep it for good.
+    Archive {
+        /// The handle.
+        fh: u64,
+        /// The archive.
+        archive: Arc<Archive>,
     },
     /// A stored blob: the page cache may keep it for good.
     Stored {
@@ -179,6 +195,14 @@ impl Tree {
     /// Open a file.
     pub fn open(&self, ino: u64, access: Access, caller: &Caller) -> Result<Opened, Error> {
         let node = self.node(ino)?;
+        if node == Node::RootFile(RootFile::Import) {
+            if access.write {
+                let receiving = Receiving::new(*caller);
+                return Ok(Opened::Import { fh: self.handles.lock().insert(Handle::Import(Arc::new(receiving))) });
+            }
+            let text = Handle::Text(self.text(&node)?.into());
+            return Ok(Opened::Text { fh: self.handles.lock().insert(text) });
+        }
         if node.is_control() {
             let conversation = Conversation { node, opener: *caller, talk: Mutex::default() };
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
@@ -192,6 +216,11 @@ impl Tree {
                 let file = Arc::new(self.api.open_blob(key, digest)?);
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
+            }
+            Node::ImageFile(key, ImageFile::Archive) => {
+                let archive = self.api.open_archive(key)?;
+                let fh = self.handles.lock().insert(Handle::Archive(Arc::clone(&archive)));
+                return Ok(Opened::Archive { fh, archive });
             }
             Node::ContainerFile(key, ContainerFile::Changes) => self.start_changes(key.clone())?,
             Node::JobFile(id, JobFile::Wait) => {
@@ -230,6 +259,15 @@ impl Tree {
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
+            Handle::Import(receiving) => Ok(Reply::Now(self.import_answer(&receiving, offset, size)?)),
+            Handle::Archive(archive) => {
+                let mut buffer = vec![0; size as usize];
+                let filled = archive
+                    .read_at(offset, &mut buffer)
+                    .map_err(|error| Error::new(ErrorKind::Io, format!("cannot read the archive: {error}")))?;
+                buffer.truncate(filled);
+                Ok(Reply::Now(buffer))
+            }
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -258,14 +296,16 @@ impl Tree {
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
-            Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+            Handle::Text(_) | Handle::Stored(_) | Handle::Archive(_) | Handle::Import(_) | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
     }
 
-    /// Close a file. A job goes on.
+    /// Close a file. A job goes on, but for the import of an archive that is not complete.
     pub fn release(&self, fh: u64) {
-        self.handles.lock().remove(fh);
+        if let Some(Handle::Import(receiving)) = self.handles.lock().remove(fh) {
+            receiving.close();
+        }
     }
 
     /// Close a directory.
@@ -412,6 +452,7 @@ impl Tree {
             Node::RootFile(RootFile::Readme) => Ok(README.as_bytes().to_vec()),
             Node::RootFile(RootFile::Version) => Ok(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes().to_vec()),
             Node::RootFile(RootFile::Health) => Ok(api.health().into_bytes()),
+            Node::RootFile(RootFile::Import) => Ok(api.last_import().into_bytes()),
             Node::ContainerFile(key, file) => containers::text(api, key, *file),
             Node::ContainerLabel(key, label) => {
                 Ok(format!("{}\n", containers::label(api, key, label)?.ok_or_else(gone)?).into_bytes())
@@ -449,6 +490,7 @@ impl Tree {
                 let image = self.api.image(key)?;
                 Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
             }
+            Node::ImageFile(key, ImageFile::Archive) => self.api.archive_size(key),
             // Made when they are read.
             Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
             node if node.is_control() => Ok(0),
@@ -477,7 +519,7 @@ impl Tree {
 fn mode(node: &Node) -> u16 {
     match node {
         Node::Root => 0o755,
-        Node::RootFile(_) => 0o444,
+        Node::RootFile(file) if !file.is_control() => 0o444,
         // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
         Node::Images(_) | Node::Image(_) => 0o770,
         node if node.is_control() => 0o660,

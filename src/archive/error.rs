@@ -23,7 +23,9 @@ pub enum Error {
     #[error("the archive cannot be read: {0}; make it again")]
     Stream(#[source] io::Error),
     /// It is no archive of images.
-    #[error("this is no archive of an image that can be trusted: {reason}; make it again with podman save, docker save or skopeo copy")]
+    #[error(
+        "this is no archive of an image that can be trusted: {reason}; make it again with podman save, docker save or skopeo copy"
+    )]
     Malformed {
         /// What is wrong.
         reason: String,
@@ -35,7 +37,9 @@ pub enum Error {
         what: String,
     },
     /// Its files do not fit into the store.
-    #[error("the archive's {path} has {size} bytes and the store has {free} left; remove images, or give the store more space")]
+    #[error(
+        "the archive's {path} has {size} bytes and the store has {free} left; remove images, or give the store more space"
+    )]
     NoSpace {
         /// The entry.
         path: String,
@@ -45,7 +49,9 @@ pub enum Error {
         free: u64,
     },
     /// A blob is not what its name or its descriptor says.
-    #[error("the archive's {path} has the digest {found}, not {expected}: it was damaged or tampered with; make it again")]
+    #[error(
+        "the archive's {path} has the digest {found}, not {expected}: it was damaged or tampered with; make it again"
+    )]
     WrongDigest {
         /// The entry.
         path: String,

@@ -32,8 +32,8 @@ pub struct Imported {
 
 /// Take the archive that `stream` gives: an OCI archive, or one of docker's, plain or compressed with gzip or zstd.
 ///
-/// `complete` is called when the archive's end was seen; then the stream may end, and only then. Names are given after
-/// that: until the stream has ended nothing can be seen of the images.
+/// `complete` is called when the archive's end was seen and all of it is as it should be; then the stream may end, and
+/// only then. Names are given after that: until the stream has ended nothing can be seen of the images.
 ///
 /// Errors: the archive is none, damaged or two-faced; a name is taken; the store is full or fails; it was cancelled. No
 /// name is given then, and what was written is collected.
@@ -51,9 +51,25 @@ pub fn import(
     let mut entries = Entries::new(encoding.decode(stream).map_err(Error::Stream)?);
     let lease = store.lease()?;
     let content = take(store, &lease, &mut entries, progress)?;
+    progress.enter("checking");
+    let named = check_all(store, &lease, &content, &request, now, progress)?;
     complete();
     entries.drain()?;
-    progress.enter("checking");
+    progress.enter("naming");
+    progress.check()?;
+    give_names(store, &lease, &named, request.replace)?;
+    Ok(named.into_iter().map(|(name, record)| Imported { name, manifest: record.manifest.digest }).collect())
+}
+
+/// Every image compared with the bytes, and the names that they are to have.
+fn check_all(
+    store: &Store,
+    lease: &Lease,
+    content: &Content,
+    request: &Request,
+    now: Timestamp,
+    progress: &Progress,
+) -> Result<Vec<(ImageName, Record)>, Error> {
     let read = |descriptor: &Descriptor| Ok(store.read_document(descriptor, DOCUMENT_LIMIT)?);
     let plan = content.plan(&read)?;
     plan.notes.iter().for_each(|note| progress.log(note));
@@ -63,19 +79,18 @@ pub fn import(
     let mut named = Vec::new();
     for image in &plan.images {
         progress.check()?;
-        let manifest = check(store, &lease, &content, image)?;
-        let kind = Image::open(store, &manifest)?.kind().to_owned();
+        let manifest = check(store, lease, content, image)?;
+        let kind = Some(Image::open(store, &manifest)?.kind().to_owned());
         let names: Vec<ImageName> = match &request.name {
             Some(name) => vec![name.clone()],
             None if image.names.is_empty() => vec![own_name(&manifest.digest)?],
             None => image.names.iter().cloned().collect(),
         };
-        named.extend(names.into_iter().map(|name| (name, Record { kind: Some(kind.clone()), ..Record::new(manifest.clone(), now) })));
+        let record = Record { kind, ..Record::new(manifest, now) };
+        named.extend(names.into_iter().map(|name| (name, record.clone())));
     }
-    progress.enter("naming");
-    progress.check()?;
-    give_names(store, &lease, &named, request.replace)?;
-    Ok(named.into_iter().map(|(name, record)| Imported { name, manifest: record.manifest.digest }).collect())
+    require_free(store, &named, request.replace)?;
+    Ok(named)
 }
 
 /// Every entry, into the store or into memory.
@@ -269,24 +284,30 @@ fn own_name(manifest: &Digest) -> Result<ImageName, Error> {
     Ok(manifest.hex()[..12].parse()?)
 }
 
-/// All names or none. What stands for the same image already stays as it is.
-fn give_names(store: &Store, lease: &Lease, named: &[(ImageName, Record)], replace: bool) -> Result<(), Error> {
-    let replace_or = if replace { Replace::Allowed } else { Replace::Refused };
-    let before: Vec<Option<Arc<Record>>> = named.iter().map(|(name, _)| store.record(name)).collect();
-    for ((name, record), before) in named.iter().zip(&before) {
-        match before {
-            Some(before) if before.manifest != record.manifest && !replace => {
+/// Whether the names can be given: a name that an archive brings takes none from another image.
+fn require_free(store: &Store, named: &[(ImageName, Record)], replace: bool) -> Result<(), Error> {
+    for (name, record) in named {
+        match store.record(name) {
+            Some(found) if found.manifest != record.manifest && !replace => {
                 return Err(Error::Exists { name: name.clone() });
             }
             Some(_) => {}
             None => store.check_free(name, Replace::Refused)?,
         }
     }
+    Ok(())
+}
+
+/// All names or none. What stands for the same image already stays as it is.
+fn give_names(store: &Store, lease: &Lease, named: &[(ImageName, Record)], replace: bool) -> Result<(), Error> {
+    require_free(store, named, replace)?;
+    let replace = if replace { Replace::Allowed } else { Replace::Refused };
+    let before: Vec<Option<Arc<Record>>> = named.iter().map(|(name, _)| store.record(name)).collect();
     for (at, ((name, record), old)) in named.iter().zip(&before).enumerate() {
         if old.as_ref().is_some_and(|old| old.manifest == record.manifest) {
             continue;
         }
-        if let Err(error) = store.tag(lease, name, record.clone(), replace_or) {
+        if let Err(error) = store.tag(lease, name, record.clone(), replace) {
             for ((name, record), old) in named[..at].iter().zip(&before) {
                 take_back(store, lease, name, record, old.as_deref());
             }

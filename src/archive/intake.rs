@@ -92,7 +92,8 @@ impl Inflation {
 }
 
 fn inflate(encoding: Encoding, chunks: Receiver<Arc<[u8]>>, limit: u64) -> Result<DiffId, String> {
-    let mut reader = encoding.decode(Chunks { chunks, chunk: Arc::default(), at: 0 }).map_err(|error| error.to_string())?;
+    let mut reader =
+        encoding.decode(Chunks { chunks, chunk: Arc::default(), at: 0 }).map_err(|error| error.to_string())?;
     let mut hasher = Hasher::new();
     let mut buffer = vec![0; 256 << 10];
     loop {

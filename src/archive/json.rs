@@ -11,8 +11,21 @@ use serde_json::Value;
 
 /// The documents' keys that decide what an image is; in another case they must not appear.
 const KNOWN: [&str; 15] = [
-    "schemaVersion", "mediaType", "manifests", "config", "layers", "digest", "size", "platform", "annotations", "rootfs",
-    "diff_ids", "Config", "RepoTags", "Layers", "history",
+    "schemaVersion",
+    "mediaType",
+    "manifests",
+    "config",
+    "layers",
+    "digest",
+    "size",
+    "platform",
+    "annotations",
+    "rootfs",
+    "diff_ids",
+    "Config",
+    "RepoTags",
+    "Layers",
+    "history",
 ];
 
 /// Objects whose keys are the user's, in which case says something.
@@ -120,7 +133,8 @@ mod tests {
 
     #[test]
     fn what_can_be_read_in_two_ways_is_refused() {
-        let twice = [r#"{"layers":[1],"layers":[2]}"#, r#"{"a":[{"b":1,"b":1}]}"#, r#"{"a":1} {"a":1}"#, "\u{feff}{}", "{"];
+        let twice =
+            [r#"{"layers":[1],"layers":[2]}"#, r#"{"a":[{"b":1,"b":1}]}"#, r#"{"a":1} {"a":1}"#, "\u{feff}{}", "{"];
         for text in twice {
             assert!(parse(text.as_bytes()).is_err(), "{text}");
         }

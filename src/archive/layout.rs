@@ -15,8 +15,8 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::json;
 
-use crate::archive::tar::{BLOCK, header, padding};
 use crate::archive::Error;
+use crate::archive::tar::{BLOCK, header, padding};
 use crate::image::Image;
 use crate::oci::{Digest, ImageName, MEDIA_TYPE_INDEX, annotation, canonical_json};
 use crate::store::Store;

@@ -125,7 +125,8 @@ impl Content {
         let list = document(DOCKER_MANIFEST, bytes)?;
         let entries = list.as_array().ok_or_else(|| Error::malformed("its manifest.json is no list"))?;
         let mut read = |entry: &Value| {
-            let config = entry["Config"].as_str().ok_or_else(|| Error::malformed("its manifest.json names no config"))?;
+            let config =
+                entry["Config"].as_str().ok_or_else(|| Error::malformed("its manifest.json names no config"))?;
             let layers = texts(&entry["Layers"])?;
             Ok(DockerEntry {
                 config: self.blob_at(config)?.clone(),
@@ -140,7 +141,9 @@ impl Content {
     fn blob_at(&self, path: &str) -> Result<&Blob, Error> {
         let path = clean(path).unwrap_or_default();
         let target = self.links.get(&path).unwrap_or(&path);
-        self.blobs.get(target).ok_or_else(|| Error::malformed(format!("its manifest.json needs {path:?}, which is missing")))
+        self.blobs
+            .get(target)
+            .ok_or_else(|| Error::malformed(format!("its manifest.json needs {path:?}, which is missing")))
     }
 }
 
@@ -195,7 +198,8 @@ fn choose(
         MEDIA_TYPE_INDEX if depth < DEEPEST => {}
         MEDIA_TYPE_INDEX => return Err(Error::malformed(format!("its indexes are more than {DEEPEST} deep"))),
         other => {
-            let what = format!("the archive holds {:?}, which is no OCI image", other.chars().take(200).collect::<String>());
+            let what =
+                format!("the archive holds {:?}, which is no OCI image", other.chars().take(200).collect::<String>());
             return Err(Error::Unsupported { what, remedy: "convert it with skopeo copy … oci-archive:FILE" });
         }
     }
@@ -216,7 +220,10 @@ fn choose(
         })?,
     };
     if entries.len() > 1 {
-        notes.push(format!("of {} entries of the index {shown} the one for {os}/{architecture} was taken", entries.len()));
+        notes.push(format!(
+            "of {} entries of the index {shown} the one for {os}/{architecture} was taken",
+            entries.len()
+        ));
     }
     choose(chosen, read, depth + 1, notes)
 }

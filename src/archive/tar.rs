@@ -175,7 +175,6 @@ impl<R: Read> Entries<R> {
         }
     }
 
-
     fn skip_padding(&mut self) -> Result<(), Error> {
         let mut block = [0; BLOCK];
         let length = std::mem::take(&mut self.padding) as usize;
@@ -228,7 +227,8 @@ impl Extension {
         while !bytes.is_empty() {
             let space = bytes.iter().take(8).position(|&byte| byte == b' ').ok_or_else(wrong)?;
             let length = decimal(&bytes[..space]).and_then(|length| usize::try_from(length).ok()).ok_or_else(wrong)?;
-            let record = bytes.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(wrong)?;
+            let record =
+                bytes.get(space + 1..length).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(wrong)?;
             let equals = record.iter().position(|&byte| byte == b'=').ok_or_else(wrong)?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             match key {
@@ -341,7 +341,7 @@ fn set<T>(value: &mut Option<T>, to: T) -> Result<(), Error> {
 
 /// A numeric field: octal digits, or base 256.
 fn number(field: &[u8]) -> Option<u64> {
-    if field[0] == 0x80 {
+    if field.len() > 8 && field[0] == 0x80 {
         let (high, low) = field.split_at(field.len() - 8);
         let high_is_zero = high[1..].iter().all(|&byte| byte == 0);
         return high_is_zero.then(|| u64::from_be_bytes(low.try_into().unwrap_or([0xff; 8])));

@@ -57,6 +57,11 @@ impl<T> Queue<T> {
         self.changed.notify_all();
     }
 
+    /// Whether nothing more is handed out.
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
     /// Take the first waiting item that `matches`.
     pub(super) fn take(&self, matches: impl Fn(&T) -> bool) -> Option<T> {
         let mut inner = self.inner.lock();

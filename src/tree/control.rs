@@ -23,6 +23,8 @@ snapfs: containers and images as files
   ls images/img                            the image: an OCI image layout, read with cat, ls and cp
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
   mv images/img images/other               rename (replaces an image of that name)
+  cp images/img/oci.tar img.tar            the image as one archive, for podman load, docker load, skopeo
+  cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
   echo img:stable > images/img/tag         one more name for the same image
   rmdir images/img                         delete the name; blobs nobody refers to are collected later
 
@@ -38,17 +40,19 @@ Tools that read no zstd, such as umoci 0.4, want compression=gzip.
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset does not matter.
+    /// The offset matters to an archive alone.
     pub fn write(
         &self,
         fh: u64,
-        _offset: u64,
+        offset: u64,
         bytes: &[u8],
         nonblock: bool,
         caller: &Caller,
     ) -> Result<Reply<u32>, Error> {
-        let Handle::Control(conversation) = self.handle(fh)? else {
-            return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
+        let conversation = match self.handle(fh)? {
+            Handle::Control(conversation) => conversation,
+            Handle::Import(receiving) => return self.write_archive(&receiving, offset, bytes, caller),
+            _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let refused = |error| self.refused(&conversation.node, caller, bytes, error);
@@ -94,14 +98,19 @@ impl Tree {
     /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its
     /// user must not be made to write what the user chose. Nor may a process inside a container.
     fn check_writer(&self, conversation: &Conversation, caller: &Caller) -> Result<(), Error> {
-        if caller.uid != conversation.opener.uid {
-            let message = format!(
-                "user {} opened the control file, and user {} writes to it; open it as the user who writes",
-                conversation.opener.uid, caller.uid
-            );
-            return Err(Error::new(ErrorKind::Denied, message));
-        }
+        self.check_opener(&conversation.opener, caller)?;
         self.api.authorise(caller.tid)
+    }
+
+    pub(super) fn check_opener(&self, opener: &Caller, caller: &Caller) -> Result<(), Error> {
+        if caller.uid == opener.uid {
+            return Ok(());
+        }
+        let message = format!(
+            "user {} opened the control file, and user {} writes to it; open it as the user who writes",
+            opener.uid, caller.uid
+        );
+        Err(Error::new(ErrorKind::Denied, message))
     }
 
     fn refused(&self, node: &Node, caller: &Caller, bytes: &[u8], error: Error) -> Error {

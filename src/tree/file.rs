@@ -34,6 +34,7 @@ files!(
         Readme "README" "how to use this tree, one screen",
         Version "version" "the version of snapfs",
         Health "health" "the daemon's state, one \"key value\" a line",
+        Import "import" "write the bytes of an OCI or docker archive: its images; read: the last result",
     }
 );
 
@@ -67,6 +68,7 @@ files!(
         Created "created" "when the image was made, RFC 3339",
         Parent "parent" "the image it was made on, empty if unknown",
         Kind "kind" "commit, checkpoint or image",
+        Archive "oci.tar" "the whole image as one archive, for skopeo, podman load and docker load",
         Tag "tag" "write \"NAME\": one more name for this image",
         LastError "last_error" "the last failed request on this image, in full",
     }
@@ -96,6 +98,13 @@ files!(
         Wait "wait" "reading blocks until the job has ended, then gives its state",
     }
 );
+
+impl RootFile {
+    /// Whether a write is a command.
+    pub fn is_control(self) -> bool {
+        self == RootFile::Import
+    }
+}
 
 impl ContainerFile {
     /// Whether a write is a command.

@@ -5,8 +5,9 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::api::{Error, SnapfsJob};
+use crate::api::{Archive, Error, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
+use crate::tree::import::Receiving;
 use crate::tree::node::Node;
 
 /// What is behind a file handle.
@@ -20,6 +21,10 @@ pub(super) enum Handle {
     Wait(Arc<SnapfsJob>),
     /// A control file.
     Control(Arc<Conversation>),
+    /// An archive that is being written.
+    Import(Arc<Receiving>),
+    /// An image as an archive.
+    Archive(Arc<Archive>),
     /// A blob.
     Stored(Arc<std::fs::File>),
     /// A directory as it was at open.
@@ -151,7 +156,7 @@ impl Handles {
         self.open.get(&fh).cloned()
     }
 
-    pub(super) fn remove(&mut self, fh: u64) {
-        self.open.remove(&fh);
+    pub(super) fn remove(&mut self, fh: u64) -> Option<Handle> {
+        self.open.remove(&fh)
     }
 }
