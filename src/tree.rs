@@ -333,7 +333,9 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                self.api.remove_image(&key.name)
+                self.api.remove_image(&key.name)?;
+                self.inodes.lock().retire(&Node::Image(key));
+                Ok(())
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -366,7 +368,12 @@ impl Tree {
         let target: ImageName =
             target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
         self.api.authorise(caller.tid)?;
-        self.api.rename_image(&source.name, &target, replace)
+        let replaced = images::find(&self.api, "", target.as_str());
+        self.api.rename_image(&source.name, &target, replace)?;
+        if let Some(replaced @ Node::Image(_)) = replaced {
+            self.inodes.lock().retire(&replaced);
+        }
+        Ok(())
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.

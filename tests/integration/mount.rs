@@ -39,7 +39,7 @@ fn the_mount_is_seen_as_what_it_is() {
     let mut names: Vec<_> =
         fs::read_dir(place.dir()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["README", "containers", "health", "images", "jobs", "version"]);
+    assert_eq!(names, ["README", "containers", "health", "images", "import", "jobs", "version"]);
     assert_eq!(fs::read_to_string(place.dir().join("version")).unwrap().trim(), env!("CARGO_PKG_VERSION"));
     let (dir, outside) = (fs::metadata(place.dir()).unwrap(), fs::metadata(place.other("store")).unwrap());
     assert_ne!(dir.dev(), outside.dev());

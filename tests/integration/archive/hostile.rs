@@ -126,7 +126,7 @@ fn layouts() -> Vec<Case> {
         (
             "a compressed stream with something after it",
             "cannot be read",
-            [gzip(&oci().pack()), b"more".to_vec()].concat(),
+            [gzip(&oci().pack()), b"more and more and more".to_vec()].concat(),
         ),
     ]
 }

@@ -58,7 +58,8 @@ fn what_podman_and_skopeo_save_comes_in_and_goes_out_again() {
         assert_eq!(inspected(&format!("oci-archive:{}", given.display()))["Digest"], digest);
         assert_eq!(inspected(&format!("oci:{}", place.dir().join("images").join(kind).display()))["Digest"], digest);
         let copy = at(&format!("copy-{kind}"));
-        run(&["skopeo", "copy", "--quiet", &format!("oci-archive:{}", given.display()), &format!("oci:{copy}:x")]);
+        let given_as = format!("oci-archive:{}", given.display());
+        run(&["skopeo", "copy", "--quiet", "--preserve-digests", &given_as, &format!("oci:{copy}:x")]);
         let manifest = fs::read(place.dir().join("images").join(kind).join("manifest.json")).unwrap();
         let hex = digest.strip_prefix("sha256:").unwrap();
         assert!(fs::read(format!("{copy}/blobs/sha256/{hex}")).unwrap() == manifest, "byte for byte");
