@@ -86,7 +86,8 @@ fn what_podman_and_skopeo_save_comes_in_and_goes_out_again() {
             &format!("{format}:{target}:{format}:1"),
         ]);
     }
-    assert_eq!(place.read("images/oci-archive:1/digest"), place.read("images/oci/digest"));
+    // skopeo makes a manifest of its own, of the same config.
+    assert_eq!(config_digest(&place, "oci-archive:1"), format!("sha256:{id}"));
     assert_eq!(place.read("images/docker.io/library/docker-archive:1/digest"), place.read("images/docker/digest"));
     let taken =
         attempt(&["podman", "save", "--quiet", "--format", "oci-archive", "--output", &target, "localhost/app:1"]);
