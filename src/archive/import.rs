@@ -1,5 +1,6 @@
 //! An archive as it comes in → images with names, all of them or none.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use crate::archive::Error;
-use crate::archive::intake::{Blob, CHUNK, Intake};
+use crate::archive::intake::{Blob, CHUNK, Intake, Slots, Taken};
 use crate::archive::plan::{Content, DOCKER_MANIFEST, INDEX, OCI_LAYOUT, Planned, Source, check_config};
 use crate::archive::request::{Peek, Request};
 use crate::archive::tar::{Entries, Entry, Kind};
@@ -101,10 +102,12 @@ fn take<R: Read>(
     progress: &Progress,
 ) -> Result<Content, Error> {
     let mut content = Content::default();
+    let mut blobs: BTreeMap<String, Taken> = BTreeMap::new();
+    let slots = Slots::new();
     let mut buffer = vec![0; CHUNK];
     while let Some(Entry { path, kind, size }) = entries.next()? {
         progress.check()?;
-        let is_known = content.documents.contains_key(&path) || content.blobs.contains_key(&path);
+        let is_known = content.documents.contains_key(&path) || blobs.contains_key(&path);
         if kind != Kind::Directory && (is_known || content.links.contains_key(&path)) {
             return Err(Error::malformed(format!("it holds {path:?} twice")));
         }
@@ -120,11 +123,11 @@ fn take<R: Read>(
                 }
                 Role::Blob(expected) => {
                     require_space(store, &path, size)?;
-                    let blob = take_blob(lease, entries, size, &mut buffer, progress)?;
+                    let blob = take_blob(lease, &slots, entries, size, &mut buffer, progress)?;
                     if let Some(expected) = expected.filter(|expected| *expected != blob.digest) {
                         return Err(Error::WrongDigest { path, expected, found: blob.digest });
                     }
-                    content.blobs.insert(path, blob);
+                    blobs.insert(path, blob);
                     progress.add_file();
                 }
                 Role::Nothing if size > LONGEST_SKIPPED => {
@@ -134,6 +137,11 @@ fn take<R: Read>(
                 Role::Nothing => {}
             },
         }
+    }
+    progress.enter("decompressing");
+    for (path, blob) in blobs {
+        progress.check()?;
+        content.blobs.insert(path, blob.settle());
     }
     Ok(content)
 }
@@ -186,11 +194,12 @@ fn document<R: Read>(entries: &mut Entries<R>, size: u64) -> Result<Vec<u8>, Err
 
 fn take_blob<R: Read>(
     lease: &Lease,
+    slots: &Arc<Slots>,
     entries: &mut Entries<R>,
     size: u64,
     buffer: &mut [u8],
     progress: &Progress,
-) -> Result<Blob, Error> {
+) -> Result<Taken, Error> {
     let mut intake: Option<Intake> = None;
     loop {
         progress.check()?;
@@ -204,7 +213,7 @@ fn take_blob<R: Read>(
         let chunk = &buffer[..filled];
         let mut blob = match intake {
             Some(blob) => blob,
-            None => Intake::begin(lease, chunk, size)?,
+            None => Intake::begin(lease, slots, chunk, size)?,
         };
         progress.add_bytes(filled as u64);
         if chunk.is_empty() || !blob.add(chunk) {
