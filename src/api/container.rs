@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::api::{Container, Error, ErrorKind, Snapfs};
-use crate::commit;
+use crate::capture;
 use crate::engine::{Engine, Listing, RootFs, Status};
 
 /// A container for as long as it exists: its engine and its id, whatever its name becomes.
@@ -125,6 +125,6 @@ impl Snapfs {
 
     /// What a commit would add now: `A|C|D path`, a line each.
     pub fn changes(&self, key: &ContainerKey) -> Result<Vec<u8>, Error> {
-        Ok(commit::changes(&*self.container(key)?)?)
+        Ok(capture::changes(&*self.container(key)?)?)
     }
 }

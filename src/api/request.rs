@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 
 use crate::api::words::{Asked, Words};
 use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
-use crate::commit::{self, Options};
+use crate::capture;
+use crate::commit::{Options, commit};
 use crate::engine::name;
 use crate::job::{Abandoned, Brief, Finish};
 use crate::progress::Progress;
@@ -83,14 +84,14 @@ impl Snapfs {
         let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
         let masked = self.mask_freeze(key);
-        let context = commit::Context {
+        let context = capture::Context {
             store: &self.store,
             engine,
             guard: &self.guard,
             clock: self.clock,
             freeze_limit: self.freeze_limit,
         };
-        let manifest = commit::commit(&context, &container, options, progress);
+        let manifest = commit(&context, &container, options, progress);
         // A listing made while the container stood still would call it paused once the mask is off.
         self.engines.containers_now();
         drop(masked);
