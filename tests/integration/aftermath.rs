@@ -21,7 +21,7 @@ fn an_image_moved_onto_another_replaces_it_however_mv_asks() {
         let a = world.digest("a");
         assert_ne!(a, world.digest("b"));
         let rename = |parent, name: &str, no_replace| {
-            world.tree.rename(images, OsStr::new("a"), parent, OsStr::new(name), no_replace, &me())
+            world.wait(world.tree.rename(images, OsStr::new("a"), parent, OsStr::new(name), no_replace, &me())?)
         };
         assert_eq!(rename(images, "b", true).unwrap_err().kind, ErrorKind::Exists);
         match into {
