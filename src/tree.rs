@@ -24,7 +24,7 @@ pub use import::AT_END;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crossbeam_channel::Receiver;
@@ -101,7 +101,7 @@ impl<T> Ticket<T> {
 #[derive(Debug)]
 pub struct Tree {
     api: Arc<Snapfs>,
-    inodes: Mutex<Inodes>,
+    inodes: Arc<Mutex<Inodes>>,
     handles: Mutex<Handles>,
     /// Who may read containers and images, and write to control files, besides root.
     group: u32,
@@ -112,7 +112,7 @@ impl Tree {
     /// The tree over `api`, open to root and to the group `group`.
     pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
         let started = SystemTime::from(api.clock().now());
-        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), group, started }
+        Tree { api, inodes: Arc::new(Mutex::new(Inodes::new())), handles: Mutex::default(), group, started }
     }
 
     /// A wake-up whenever some [`Ticket`] may have become ready.
@@ -222,7 +222,8 @@ impl Tree {
                 let fh = self.handles.lock().insert(Handle::Archive(Arc::clone(&archive)));
                 return Ok(Opened::Archive { fh, archive });
             }
-            Node::ContainerFile(key, ContainerFile::Changes) => self.start_changes(key.clone())?,
+            // A scan of a large container takes a while: it is made beside, and the first read waits for it.
+            Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
             Node::JobFile(id, JobFile::Wait) => {
                 let gone = || Error::new(ErrorKind::Stale, format!("job {id} is not remembered any more"));
                 Handle::Wait(self.api.job(*id).ok_or_else(gone)?)
@@ -232,27 +233,12 @@ impl Tree {
         Ok(Opened::Text { fh: self.handles.lock().insert(handle) })
     }
 
-    /// A scan of a large container takes a while: it is made beside, and the first read waits for it.
-    fn start_changes(&self, key: crate::api::ContainerKey) -> Result<Handle, Error> {
-        let coming = Arc::new(OnceLock::new());
-        let (api, slot) = (Arc::clone(&self.api), Arc::clone(&coming));
-        let scan = move || {
-            // Only this thread sets it.
-            let _ = slot.set(api.changes(&key));
-            api.wake();
-        };
-        let spawned = std::thread::Builder::new().name("changes".to_owned()).spawn(scan);
-        spawned
-            .map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
-        Ok(Handle::Coming(coming))
-    }
-
     /// Up to `size` bytes at `offset`.
     pub fn read(&self, fh: u64, offset: u64, size: u32) -> Result<Reply<Vec<u8>>, Error> {
         match self.handle(fh)? {
             Handle::Text(text) => Ok(Reply::Now(slice(&text, offset, size))),
             Handle::Coming(coming) => {
-                wait_for(move || coming.get().map(|text| text.clone().map(|text| slice(&text, offset, size))))
+                wait_for(move || coming.answer().map(|text| text.map(|text| slice(&text, offset, size))))
             }
             Handle::Wait(job) => wait_for(move || {
                 let ended = job.state().is_terminal();
@@ -291,7 +277,7 @@ impl Tree {
     /// once the job is admitted.
     pub fn poll(&self, fh: u64) -> Result<Ready, Error> {
         let read = match self.handle(fh)? {
-            Handle::Coming(coming) => coming.get().is_some(),
+            Handle::Coming(coming) => coming.answer().is_some(),
             Handle::Wait(job) => job.state().is_terminal(),
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
@@ -324,7 +310,7 @@ impl Tree {
     }
 
     /// `rmdir images/NAME`: delete the name.
-    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
+    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Reply<()>, Error> {
         let parent = self.node(parent)?;
         let found = match name.to_str() {
             Some(name) => self.child(&parent, name)?,
@@ -333,9 +319,15 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                self.api.remove_image(&key.name)?;
-                self.inodes.lock().retire(&Node::Image(key));
-                Ok(())
+                let coming = self.api.remove_image(key.clone(), caller.uid)?;
+                let (inodes, removed) = (Arc::clone(&self.inodes), Node::Image(key));
+                wait_for(move || {
+                    let answer = coming.answer();
+                    if matches!(answer, Some(Ok(_))) {
+                        inodes.lock().retire(&removed);
+                    }
+                    answer
+                })
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -356,24 +348,35 @@ impl Tree {
         new_name: &OsStr,
         no_replace: bool,
         caller: &Caller,
-    ) -> Result<(), Error> {
-        let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
+    ) -> Result<Reply<()>, Error> {
+        let Some(name) = name.to_str() else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
         let Node::Image(source) = source else { return Err(fixed()) };
-        let (target, replace) = match self.node(new_parent)? {
-            Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
-            Node::Image(target) if new_name == name => (target.name.to_string(), true),
-            _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
+        let shown = new_name.to_string_lossy();
+        let refused = |error: Error| {
+            self.api.record_refusal(&source.subject(), &format!("mv {}", shown.escape_debug()), caller.uid, &error);
+            error
         };
-        let target: ImageName =
-            target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
+        let (target, replace) = match self.node(new_parent)? {
+            Node::Images(prefix) => (images::join(&prefix, &shown), !no_replace),
+            Node::Image(target) if new_name == name => (target.name.to_string(), true),
+            _ => return Err(refused(Error::new(ErrorKind::Denied, "an image can be moved within images/ only"))),
+        };
+        // Not EINVAL, which mv(1) takes for "to a subdirectory of itself".
+        let target: ImageName = target
+            .parse()
+            .map_err(|error| refused(Error::new(ErrorKind::Denied, format!("cannot rename: {error}"))))?;
         self.api.authorise(caller.tid)?;
         let replaced = images::find(&self.api, "", target.as_str());
-        self.api.rename_image(&source.name, &target, replace)?;
-        if let Some(replaced @ Node::Image(_)) = replaced {
-            self.inodes.lock().retire(&replaced);
-        }
-        Ok(())
+        let coming = self.api.rename_image(source, target, replace, caller.uid)?;
+        let inodes = Arc::clone(&self.inodes);
+        wait_for(move || {
+            let answer = coming.answer();
+            if let (Some(Ok(_)), Some(replaced @ Node::Image(_))) = (&answer, &replaced) {
+                inodes.lock().retire(replaced);
+            }
+            answer
+        })
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.

@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::capture::aside::{Aside, Late};
+use crate::capture::hold::{Freezing, Held, require_kept};
+use crate::capture::in_use::{InUse, Names};
+use crate::capture::layout::is_early;
+use crate::capture::{Captured, Context, Error, Pause, source};
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
 use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
-use crate::commit::aside::{Aside, Late};
-use crate::commit::hold::{Freezing, Held, require_kept};
-use crate::commit::in_use::{InUse, Names};
-use crate::commit::layout::is_early;
-use crate::commit::{Captured, Context, Error, Pause, source};
 use crate::engine::Container;
 use crate::guard::Frozen;
 use crate::image::{Compression, LayerWriter};

@@ -9,9 +9,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use crate::capture::Error;
 use crate::changeset::tar::Content;
 use crate::changeset::{Metadata, Place};
-use crate::commit::Error;
 use crate::store::{Lease, Spool};
 use crate::sys::copy::copy_range;
 use crate::sys::dir::{Device, next_data};
