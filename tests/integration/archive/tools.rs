@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::harness::lab::{Podman, attempt, run, script, start, text};
+use crate::harness::lab::{Podman, attempt, run, start, text};
 use crate::harness::mount::{Place, in_lab};
 
 use super::json;
@@ -152,5 +152,4 @@ fn docker_loads_what_we_give_whatever_its_layers_are_and_we_take_what_docker_sav
         assert_eq!(index["manifests"][0]["digest"], json!(place.read(&format!("images/{name}/digest"))));
     }
     drop((container, dockerd));
-    let _ = script("images");
 }
