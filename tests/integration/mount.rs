@@ -139,7 +139,7 @@ fn sixty_four_readers_at_once_read_the_same() {
                     let mut text = Vec::new();
                     File::open(place.dir().join("README")).unwrap().read_to_end(&mut text).unwrap();
                     assert_eq!(text, expected);
-                    assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 6);
+                    assert_eq!(fs::read_dir(place.dir()).unwrap().count(), 7);
                     assert!(fs::metadata(place.dir().join("none")).is_err());
                 }
             });
