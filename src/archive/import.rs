@@ -307,7 +307,8 @@ fn require_free(store: &Store, named: &[(ImageName, Record)], replace: bool) -> 
     Ok(())
 }
 
-/// All names or none. What stands for the same image already stays as it is.
+/// All names or none, but for a daemon that dies between two of them: then each name that is there has its whole image.
+/// What stands for the same image already stays as it is.
 fn give_names(store: &Store, lease: &Lease, named: &[(ImageName, Record)], replace: bool) -> Result<(), Error> {
     require_free(store, named, replace)?;
     let replace = if replace { Replace::Allowed } else { Replace::Refused };
