@@ -47,7 +47,7 @@ pub fn commit(
             annotations.insert(annotation::FROZEN_BYTES.to_owned(), bytes.to_string());
         }
     }
-    let layer = captured.layer.map(LayerWriter::finish).transpose()?;
+    let layer = captured.layer.map(|layer| layer.finish_for(progress)).transpose()?;
     let history = History {
         created: clock.now(),
         created_by: format!("snapfs commit of {} ({})", container.name, container.engine),

@@ -65,7 +65,7 @@ fn skopeo_podman_and_umoci_read_it() {
         let work = directory();
         run(&["skopeo", "copy", "--quiet", &source, &format!("dir:{}", work.path().join("copy").display())]);
         // umoci knows no zstd.
-        if !matches!(compression, Compression::Zstd { .. }) {
+        if matches!(compression, Compression::Gzip | Compression::None) {
             let bundle = work.path().join("bundle");
             run(&["umoci", "unpack", "--image", &format!("{}:x", layout.display()), path_text(&bundle)]);
             check(&bundle.join("rootfs"), &files);
