@@ -103,8 +103,8 @@ pub fn seek_table_end(tail: &[u8], length: u64) -> u64 {
     begin.unwrap_or(length)
 }
 
-/// What a fault of ours would look like, or a tar whose end is amid it.
-const MISPLACED: &str = "its files have no frames to themselves";
+/// Of a tar that ends within a file; or of a defect.
+const MISPLACED: &str = "not every file in it has frames to itself";
 
 /// Both lists as far as they are made.
 struct Table {
@@ -168,6 +168,9 @@ impl Table {
 
     fn entry(&mut self, entry: Entry) -> Result<(), Why> {
         let facts = entry.facts.map_err(Why::Unfit)?;
+        if matches!(facts.kind, "char" | "block" | "fifo") {
+            return Err(Why::Unfit("it has a device or a FIFO, which podman leaves out when it fetches file by file"));
+        }
         if !self.paths.insert(hash(&facts.name)) {
             return Err(Why::Unfit("a path is in it twice"));
         }

@@ -3,6 +3,7 @@
 mod chunked;
 mod memory;
 mod model;
+mod partial;
 mod tools;
 
 use std::io::{self, Read, Write};
