@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::capture::{Captured, Context, Error, Held, Request, capture, import_base};
 use crate::engine::Container;
-use crate::image::{Draft, History, LayerWriter, Parent};
+use crate::image::{Draft, History, Parent};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::store::{Record, Replace};

@@ -171,6 +171,7 @@ mod tests {
         assert_eq!(options.annotations["org.example"], "x");
         assert_eq!(options.pause, Pause::None);
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
+        assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
         assert!(options.create && options.detach);
     }
 

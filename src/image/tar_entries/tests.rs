@@ -1,3 +1,4 @@
+use super::header::{MAGIC_GNU, MAGIC_USTAR};
 use super::*;
 
 /// A header with these fields, as the bytes that they are.

@@ -31,7 +31,7 @@ const SYNTAX: &[Row] = &[
     (b"img compression=lz4\n", ErrorKind::Invalid, &["gzip or none"]),
     (b"img annotation.io.snapfs.kind=image\n", ErrorKind::Invalid, &["snapfs's own"]),
     (b"img pause=stop\n", ErrorKind::Unsupported, &["pause=stop is not supported", "use pause=seal"]),
-    (b"img compression=zstd:chunked\n", ErrorKind::Unsupported, &["compression=zstd"]),
+    (b"img compression=zstd:chunky\n", ErrorKind::Invalid, &["zstd:chunked"]),
     (b"img volumes=include\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img volumes=declare\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img squash=all\n", ErrorKind::Unsupported, &["squash=none"]),
