@@ -46,8 +46,8 @@ const TAR_SPLIT_POSITION: &str = "io.github.containers.zstd-chunked.tarsplit-pos
 /// What comes after the frames and the seek table.
 #[derive(Debug)]
 pub(crate) struct Trailer {
-    /// The three frames.
-    pub(crate) bytes: Vec<u8>,
+    /// The three frames, in pieces.
+    pub(crate) pieces: Vec<Vec<u8>>,
     /// What the layer's descriptor says of them.
     pub(crate) annotations: BTreeMap<String, String>,
 }
@@ -284,14 +284,13 @@ impl Table {
         ];
         let numbers = [contents_at, contents_packed, contents_length, CRFS, parts_at, parts_packed, parts_length];
         let footer = numbers.into_iter().flat_map(u64::to_le_bytes).chain(MAGIC).collect();
-        let mut bytes = Vec::new();
+        let mut pieces = Vec::new();
         for content in [contents, parts, footer] {
             let length = u32::try_from(content.len()).map_err(|_| Why::Unfit("it has too many entries"))?;
-            bytes.extend(SKIPPABLE);
-            bytes.extend(length.to_le_bytes());
-            bytes.extend(content);
+            pieces.push([SKIPPABLE, length.to_le_bytes()].concat());
+            pieces.push(content);
         }
-        Ok(Trailer { bytes, annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into() })
+        Ok(Trailer { pieces, annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into() })
     }
 }
 

@@ -75,10 +75,13 @@ const ALONE: usize = 1 << 20;
 /// Room for a small file's headers when it is decided whether it fits into a frame.
 const HEADERS: u64 = 2 << 10;
 
+/// With so many frames of content a table of contents would be longer than it may, and their sums take 80 MiB of memory.
+const MOST_CONTENTS: usize = 1 << 20;
+
 /// Takes a layer's tar and makes its blob; [`finish`](Self::finish) says what it became.
 ///
 /// The blob depends on the bytes, the entries and the compression alone: not on how the bytes were cut into writes, nor
-/// on the number of threads. It takes at most 64 MiB of memory, and 8 bytes for each frame. What a thread cannot do fails
+/// on the number of threads. It takes at most 64 MiB of memory, and 12 bytes for each frame. What a thread cannot do fails
 /// the next write, or `finish`. Dropped, it ends its threads and leaves nothing.
 pub struct LayerWriter {
     compression: Compression,
@@ -90,6 +93,8 @@ pub struct LayerWriter {
     position: u64,
     /// Where files begin and end, if their content is to be alone.
     entries: Option<Entries>,
+    /// Frames with nothing but content.
+    contents: usize,
     stage: Stage,
 }
 
@@ -132,6 +137,7 @@ impl LayerWriter {
             alone: 0,
             position: 0,
             entries: (compression == Compression::ZstdChunked).then(Entries::default),
+            contents: 0,
             stage: Stage::Alone(Box::new(Output::new(blob))),
         })
     }
@@ -199,13 +205,14 @@ impl LayerWriter {
         let mut output = self.drain().map_err(Failure::into_error)?;
         let (mut end, mut annotations) = (Vec::new(), BTreeMap::new());
         if let Compression::Zstd { .. } | Compression::ZstdChunked = self.compression {
-            end = seek_table::encode(&output.frames).unwrap_or_default();
+            end.extend(seek_table::encode(&output.frames));
         }
         if self.compression == Compression::ZstdChunked {
             let frames: u64 = output.frames.iter().map(|frame| u64::from(frame.packed)).sum();
-            match chunked::trailer(&output, frames + end.len() as u64) {
+            let table = end.iter().map(Vec::len).sum::<usize>();
+            match chunked::trailer(&output, frames + table as u64) {
                 Ok(trailer) => {
-                    end.extend(trailer.bytes);
+                    end.extend(trailer.pieces);
                     annotations = trailer.annotations;
                 }
                 Err(Why::Unfit(reason)) => {
@@ -214,9 +221,7 @@ impl LayerWriter {
                 Err(Why::Failed(error)) => return Err(error),
             }
         }
-        if !end.is_empty()
-            && let Err(error) = output.blob.write_all(&end)
-        {
+        if let Err(error) = end.iter().try_for_each(|piece| output.blob.write_all(piece)) {
             return Err(Failure::of_write(error, output).into_error());
         }
         let (digest, size) = output.blob.finish()?;
@@ -237,6 +242,13 @@ impl LayerWriter {
     /// End the open frame.
     fn cut(&mut self, holds: Holds) -> io::Result<()> {
         self.batch.cut(holds);
+        if holds != Holds::Anything {
+            self.contents += 1;
+        }
+        if self.contents >= MOST_CONTENTS {
+            // Whatever comes is divided as in any other layer.
+            self.entries = None;
+        }
         if self.batch.is_full() { self.submit() } else { Ok(()) }
     }
 

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Command;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use snapfs::changeset::{Namespace, flatten};
-use snapfs::image::{Compression, Layer, TAIL, seek_table_end};
+use snapfs::image::{Compression, Error, Layer, TAIL, seek_table_end};
 use snapfs::oci::{DiffId, Digest};
 use snapfs::progress::Progress;
-use snapfs::store::Store;
+use snapfs::store::{Error as StoreError, Store};
 
-use crate::harness::have;
+use crate::harness::backend::{CrashBackend, ENOSPC, Plan};
 use crate::harness::rootfs::{Item, dir, file, hardlink, make, sparse, symlink};
+use crate::harness::{have, scratch};
 use crate::layer::{Coin, Made, decode, finish, seek, store, text, writer};
 use crate::roundtrip::layer_of;
 use ::tar::EntryType;
@@ -287,6 +288,31 @@ fn assert_plain(store: &Store, layer: Layer, tar: &[u8]) {
     assert!(seek(&blob).iter().flat_map(|(_, raw)| raw).eq(tar));
     let tail = blob.len().saturating_sub(TAIL);
     assert_eq!(seek_table_end(&blob[tail..], blob.len() as u64), blob.len() as u64);
+}
+
+#[test]
+fn a_full_disk_ends_it_cleanly() {
+    let place = scratch();
+    let disk = CrashBackend::new(&place.path().join("store"), Plan::Sound);
+    let store = Store::open(Arc::new(disk.clone())).unwrap();
+    let lease = store.lease().unwrap();
+    // Each run has its own blob: one that is there already need not be published.
+    let write = |run: usize, plan: Plan| {
+        let mut writer = writer(&lease, CHUNKED, 2);
+        writer.write_all(&entry(b"f", run.to_string().as_bytes())).unwrap();
+        disk.set_plan(plan);
+        writer.finish()
+    };
+    write(0, Plan::Sound).unwrap();
+    // The last one removes the staged name, which the lease does too.
+    let operations = disk.count() - 1;
+    assert!(operations > 8, "{operations}");
+    for failing in 0..operations {
+        let error = write(failing + 1, Plan::FailOnly(failing, ENOSPC)).expect_err("operation failed");
+        assert!(matches!(error, Error::Store(StoreError::NoSpace { .. })), "operation {failing}: {error:?}");
+    }
+    disk.set_plan(Plan::Sound);
+    write(operations + 1, Plan::Sound).unwrap();
 }
 
 #[test]

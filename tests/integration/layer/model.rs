@@ -28,7 +28,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 fn compression() -> impl Strategy<Value = Compression> {
-    prop_oneof![4 => Just(ZSTD), 4 => Just(Compression::ZstdChunked), 1 => Just(Compression::Gzip), 1 => Just(Compression::None)]
+    prop_oneof![4 => Just(ZSTD), 2 => Just(Compression::ZstdChunked), 1 => Just(Compression::Gzip), 1 => Just(Compression::None)]
 }
 
 fn check(compression: Compression, workers: usize, acts: &[Act]) {
