@@ -109,8 +109,11 @@ const MISPLACED: &str = "not every file in it has frames to itself";
 /// Both lists as far as they are made.
 struct Table {
     entries: Entries,
+    /// The table of contents, with directories only: podman copies files that it has beside each other, and fails if
+    /// two of them are to make the same directory.
     contents: List,
-    is_empty: bool,
+    /// The other entries.
+    others: List,
     parts: List,
     part: u64,
     /// What the paths of all entries hash to.
@@ -134,7 +137,7 @@ impl Table {
         Ok(Table {
             entries: Entries::default(),
             contents,
-            is_empty: true,
+            others: List::new()?,
             parts: List::new()?,
             part: 0,
             paths: HashSet::new(),
@@ -225,11 +228,13 @@ impl Table {
 
     /// A line of the table of contents.
     fn list(&mut self, entry: &TableEntry<'_>) -> Result<(), Why> {
-        if !std::mem::replace(&mut self.is_empty, false) {
-            self.contents.write_all(b",")?;
+        let list = if entry.facts.kind == "dir" { &mut self.contents } else { &mut self.others };
+        if list.entries > 0 {
+            list.write_all(b",")?;
         }
-        serde_json::to_writer(&mut self.contents, entry).map_err(|error| Why::Failed(error.into()))?;
-        if self.contents.length > LONGEST_TABLE {
+        list.entries += 1;
+        serde_json::to_writer(list, entry).map_err(|error| Why::Failed(error.into()))?;
+        if self.contents.length + self.others.length > LONGEST_TABLE {
             return Err(Why::Unfit("its table of contents would be longer than the 150 MiB that podman reads"));
         }
         Ok(())
@@ -272,6 +277,12 @@ impl Table {
             self.raw(&before)?;
         }
         let (parts, parts_length) = self.parts.finish()?;
+        if self.contents.entries > 0 && self.others.entries > 0 {
+            self.contents.write_all(b",")?;
+        }
+        let (others, _) = self.others.finish()?;
+        io::copy(&mut zstd::stream::read::Decoder::new(&others[..])?, &mut self.contents)?;
+        drop(others);
         write!(self.contents, r#"],"tarSplitDigest":"{}"}}"#, Digest::of(&parts))?;
         let (contents, contents_length) = self.contents.finish()?;
         let (contents_packed, parts_packed) = (contents.len() as u64, parts.len() as u64);
@@ -362,11 +373,12 @@ fn is_zero(number: &u64) -> bool {
 struct List {
     encoder: zstd::stream::write::Encoder<'static, Vec<u8>>,
     length: u64,
+    entries: u64,
 }
 
 impl List {
     fn new() -> io::Result<List> {
-        Ok(List { encoder: zstd::stream::write::Encoder::new(Vec::new(), LEVEL)?, length: 0 })
+        Ok(List { encoder: zstd::stream::write::Encoder::new(Vec::new(), LEVEL)?, length: 0, entries: 0 })
     }
 
     /// The frame, and how long the text is.
