@@ -17,7 +17,7 @@ const SYNTAX: &[Row] = &[
     (b"img\0\n", ErrorKind::Invalid, &["no control characters"]),
     (b"img message=\xff\n", ErrorKind::Invalid, &["UTF-8"]),
     (b"img message='open\n", ErrorKind::Invalid, &["a quote is not closed", "message='two words'"]),
-    (b"message=x\n", ErrorKind::Invalid, &["write the image's name first"]),
+    (b"message=x\n", ErrorKind::Invalid, &["write the name first"]),
     (b"img frobnicate\n", ErrorKind::Invalid, &["no option \"frobnicate\"", "create", "pause=seal|full|none"]),
     (b"img frobnicate=1\n", ErrorKind::Invalid, &["no option \"frobnicate=\"", "message="]),
     (b"img Create\n", ErrorKind::Invalid, &["no option \"Create\""]),
