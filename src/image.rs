@@ -1,6 +1,7 @@
 //! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
 
 mod build;
+mod chunked;
 mod decode;
 mod frame;
 mod layer;
@@ -9,8 +10,10 @@ mod pipeline;
 mod read;
 mod retract;
 mod seek_table;
+mod tar_entries;
 
 pub use build::{Draft, History, Parent};
+pub use chunked::{TAIL, seek_table_end};
 pub use decode::Encoding;
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};

@@ -241,7 +241,7 @@ fn check(store: &Store, lease: &Lease, content: &Content, image: &Planned) -> Re
                 json!({ "schemaVersion": 2, "mediaType": MEDIA_TYPE_MANIFEST, "config": config, "layers": layers });
             let bytes = canonical_json(&manifest).map_err(|error| Error::Image(error.into()))?;
             let (digest, size) = lease.put(&bytes)?;
-            Descriptor { media_type: MEDIA_TYPE_MANIFEST.to_owned(), digest, size }
+            Descriptor::new(MEDIA_TYPE_MANIFEST, digest, size)
         }
     };
     let image = Image::open(store, &manifest)?;
@@ -254,7 +254,7 @@ fn check(store: &Store, lease: &Lease, content: &Content, image: &Planned) -> Re
         return Err(missing("config", &image.config.digest));
     }
     for layer in &image.layers {
-        let Descriptor { media_type, digest, size } = &layer.descriptor;
+        let Descriptor { media_type, digest, size, .. } = &layer.descriptor;
         let blob = blobs.get(digest).filter(|blob| blob.size == *size).ok_or_else(|| missing("layer", digest))?;
         check_layer(media_type, blob, &layer.diff_id)?;
     }
@@ -285,7 +285,7 @@ fn missing(what: &str, digest: &Digest) -> Error {
 }
 
 fn describe(media_type: &str, blob: &Blob) -> Descriptor {
-    Descriptor { media_type: media_type.to_owned(), digest: blob.digest, size: blob.size }
+    Descriptor::new(media_type, blob.digest, blob.size)
 }
 
 /// An image that came without a name is called by the first twelve digits of its digest, as engines show it.

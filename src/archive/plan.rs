@@ -194,7 +194,8 @@ fn choose(
     let descriptor: Descriptor = serde_json::from_value(entry.clone())
         .map_err(|error| Error::malformed(format!("an entry of its index is no descriptor: {error}")))?;
     match descriptor.media_type.as_str() {
-        MEDIA_TYPE_MANIFEST => return Ok(descriptor),
+        // Its annotations, such as its name, are the entry's and not the image's.
+        MEDIA_TYPE_MANIFEST => return Ok(Descriptor { annotations: BTreeMap::new(), ..descriptor }),
         MEDIA_TYPE_INDEX if depth < DEEPEST => {}
         MEDIA_TYPE_INDEX => return Err(Error::malformed(format!("its indexes are more than {DEEPEST} deep"))),
         other => {

@@ -64,7 +64,16 @@ impl Aside {
         let room = usize::try_from(expected).unwrap_or(MEMORY).saturating_add(1 << 20).min(MEMORY);
         // Not zeros: the kernel gives those without a page behind them.
         let memory = vec![1; room];
-        Ok(Aside { memory, used: 0, spool: lease.spool()?, end: 0, reader: None, kept: HashMap::new(), rehearsed: HashMap::new(), bytes: 0 })
+        Ok(Aside {
+            memory,
+            used: 0,
+            spool: lease.spool()?,
+            end: 0,
+            reader: None,
+            kept: HashMap::new(),
+            rehearsed: HashMap::new(),
+            bytes: 0,
+        })
     }
 
     /// Copies all of `file`, which is `place` and may change meanwhile, before the freeze: what is the same when it is
