@@ -30,6 +30,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use crate::capture;
 use crate::engine::Engines;
 use crate::guard::Guard;
 use crate::job::{Background, Job, Jobs};
@@ -61,7 +62,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Snapfs {
     store: Store,
-    engines: Engines,
+    engines: Arc<Engines>,
     guard: Arc<Guard>,
     clock: Clock,
     jobs: Jobs<Error>,
@@ -93,10 +94,11 @@ impl Snapfs {
         let (clock, said) = (parts.clock, Arc::clone(&words));
         let abandoned = Box::new(move |job: &SnapfsJob, why| request::abandoned(&said, clock, job, why));
         let (collect, requests) = bounded(1);
-        start_collector(parts.store.clone(), requests);
+        let engines = Arc::new(parts.engines);
+        start_collector(parts.store.clone(), Arc::clone(&engines), requests);
         Arc::new(Snapfs {
             store: parts.store,
-            engines: parts.engines,
+            engines,
             guard: parts.guard,
             clock: parts.clock,
             jobs: Jobs::new(parts.workers, on_end, abandoned),
@@ -173,13 +175,17 @@ const SCANS: usize = 4;
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 
 /// Collect on request and every hour, away from whoever asked; ends with the [`Snapfs`] that holds the sender.
-fn start_collector(store: Store, requests: Receiver<()>) {
+fn start_collector(store: Store, engines: Arc<Engines>, requests: Receiver<()>) {
     let collect = move || {
         loop {
             match requests.recv_timeout(COLLECT_EVERY) {
                 Ok(()) | Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
             }
+            capture::forget_gone(&store, || {
+                let listing = engines.containers_now();
+                listing.is_complete().then(|| listing.iter().map(|(_, container)| Arc::clone(container)).collect())
+            });
             match store.gc() {
                 Ok(collected) if collected.blobs == 0 => {}
                 Ok(collected) => log::info!("collected {} blobs, {} bytes", collected.blobs, collected.bytes),

@@ -9,16 +9,19 @@
 
 mod collect;
 mod cursor;
+mod earlier;
 mod entry;
 mod flatten;
 mod lower;
 mod overlay;
+mod pack;
 mod pax;
 mod scan;
 mod snapshot;
 pub mod tar;
 
 pub use collect::Error;
+pub use earlier::Earlier;
 pub use entry::{Changes, Entry, Kind, Metadata, escape};
 pub use flatten::{fingerprint, flatten};
 pub use overlay::Namespace;

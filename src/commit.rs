@@ -9,9 +9,9 @@ pub use options::{Options, TABLE as OPTIONS};
 
 use std::collections::BTreeMap;
 
-use crate::capture::{Captured, Context, Error, Held, Request, capture, import_base};
+use crate::capture::{Captured, Context, Error, Held, Request, capture};
 use crate::engine::Container;
-use crate::image::{Draft, History, Parent};
+use crate::image::{Draft, History};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::store::{Record, Replace};
@@ -30,14 +30,16 @@ pub fn commit(
     store.check_free(&options.name, replace)?;
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
-    progress.enter("base");
-    let parent = import_base(context, &lease, container, options.compression, progress)?;
-
-    let request = Request { pause: options.pause, compression: options.compression };
+    let request = Request {
+        pause: options.pause,
+        compression: options.compression,
+        base: options.base.clone(),
+        most_layers: options.most_layers,
+    };
     let (captured, held) = capture(context, &lease, container, request, progress)?;
 
     progress.enter("finishing");
-    let mut annotations = annotations(container, &parent, options, &held, &captured);
+    let mut annotations = annotations(container, options, &held, &captured);
     // Not the same twice, so that it has no place in an image that is to be.
     if clock.source_date_epoch().is_none() {
         let frozen = held.frozen_for.as_micros().to_string();
@@ -54,7 +56,7 @@ pub fn commit(
         author: options.author.clone(),
         comment: options.message.clone(),
     };
-    let draft = Draft { parent: &parent, layer: layer.as_ref(), history, annotations };
+    let draft = Draft { parent: &captured.parent, layer: layer.as_ref(), history, annotations };
     let manifest = draft.write(&lease)?;
 
     progress.check()?;
@@ -62,19 +64,16 @@ pub fn commit(
     let record = Record { kind: Some(KIND.to_owned()), labels, ..Record::new(manifest.clone(), clock.now()) };
     // The commit point.
     store.tag(&lease, &options.name, record, replace)?;
+    if let Some(memory) = captured.memory {
+        memory.keep(store, &manifest.digest);
+    }
     Ok(manifest)
 }
 
 /// [`annotation::KIND`] of what this module makes.
 const KIND: &str = "commit";
 
-fn annotations(
-    container: &Container,
-    parent: &Parent,
-    options: &Options,
-    held: &Held,
-    captured: &Captured,
-) -> BTreeMap<String, String> {
+fn annotations(container: &Container, options: &Options, held: &Held, captured: &Captured) -> BTreeMap<String, String> {
     let mut annotations = options.annotations.clone();
     let mut set = |key: &str, value: String| annotations.insert(key.to_owned(), value);
     set(annotation::KIND, KIND.to_owned());
@@ -82,13 +81,17 @@ fn annotations(
     set(annotation::CONTAINER_ID, container.id.clone());
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
+    set(annotation::BASE, if captured.snapshot.is_some() { "snapshot" } else { "image" }.to_owned());
+    if let Some(digest) = captured.snapshot {
+        set(annotation::PARENT, digest.to_string());
+    }
     let counts =
         [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         set(key, count.to_string());
     }
     let words = [
-        (annotation::BASE_NAME, &parent.name),
+        (annotation::BASE_NAME, &captured.parent.name),
         (annotation::AUTHORS, &options.author),
         (annotation::DESCRIPTION, &options.description),
     ];

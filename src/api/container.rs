@@ -123,7 +123,7 @@ impl Snapfs {
         self.engines.engine_of(container).ok_or_else(missing)
     }
 
-    /// What a commit would add now: `A|C|D path`, a line each. It is found out beside whoever asks.
+    /// What it changed in its image, now: `A|C|D path`, a line each. It is found out beside whoever asks.
     pub fn changes(self: &Arc<Self>, key: ContainerKey) -> Result<Arc<Coming<Vec<u8>>>, Error> {
         self.beside(&self.scans, move |this, progress| Ok(capture::changes(&*this.container(&key)?, progress)?))
     }

@@ -189,7 +189,8 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
     use capture::Error as E;
     match error {
         E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
-        E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
+        E::Removed(_) | E::Ended { .. } | E::NoBase(_) => ErrorKind::NotFound,
+        E::Base { .. } | E::Apart(_) => ErrorKind::Unsupported,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),

@@ -8,7 +8,7 @@ use crate::capture::{Context, Error, source};
 use crate::changeset::{self, tar};
 use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
 use crate::image::{self, Compression, Layer, LayerWriter, Parent};
-use crate::oci::Descriptor;
+use crate::oci::{Descriptor, Digest};
 use crate::progress::Progress;
 use crate::store::{Lease, Store};
 
@@ -31,16 +31,30 @@ pub fn import(
     compression: Compression,
     progress: &Progress,
 ) -> Result<Parent, Error> {
+    bring(context, lease, container, compression, progress).map(|(parent, _)| parent)
+}
+
+/// The same, and for a bare bundle the [fingerprint](changeset::fingerprint) of its lower directories.
+pub(super) fn bring(
+    context: &Context<'_>,
+    lease: &Lease,
+    container: &Container,
+    compression: Compression,
+    progress: &Progress,
+) -> Result<(Parent, Option<Digest>), Error> {
     let importer = Importer { store: context.store, lease, compression, progress };
     if let Some(base) = context.engine.base_image(container)? {
-        return importer.image(base);
+        return Ok((importer.image(base)?, None));
     }
-    let layers = match &container.root {
-        RootFs::Overlay(overlay) => vec![importer.lowers(overlay)?],
-        RootFs::Directory(_) => Vec::new(),
+    let (layers, fingerprint) = match &container.root {
+        RootFs::Overlay(overlay) => {
+            let (layer, fingerprint) = importer.lowers(overlay)?;
+            (vec![layer], Some(fingerprint))
+        }
+        RootFs::Directory(_) => (Vec::new(), None),
     };
     let spec = container.read_spec()?.unwrap_or_default();
-    Ok(Parent { name: container.image.clone(), config: config_of_bundle(&spec), layers })
+    Ok((Parent { name: container.image.clone(), config: config_of_bundle(&spec), layers }, fingerprint))
 }
 
 /// Brings layers into the store, in the encoding that was asked for: a tool that cannot read one layer cannot read the image.
@@ -87,18 +101,18 @@ impl Importer<'_> {
         Ok(imported)
     }
 
-    fn lowers(&self, overlay: &Overlay) -> Result<Layer, Error> {
-        let fingerprint = changeset::fingerprint(&overlay.lower, self.progress)?.hex();
-        if let Some(known) = self.known(BY_FINGERPRINT, &fingerprint)? {
-            return Ok(known);
+    fn lowers(&self, overlay: &Overlay) -> Result<(Layer, Digest), Error> {
+        let fingerprint = changeset::fingerprint(&overlay.lower, self.progress)?;
+        if let Some(known) = self.known(BY_FINGERPRINT, &fingerprint.hex())? {
+            return Ok((known, fingerprint));
         }
         let changes = changeset::flatten(&overlay.lower, source::namespace(overlay), self.progress)?;
         let mut writer = LayerWriter::new(self.lease.blob()?, self.compression)?;
         tar::write(&changes, &mut writer, self.progress, tar::Options::default())?;
         let layer = writer.finish_for(self.progress)?;
-        self.remember(BY_FINGERPRINT, &fingerprint, &layer);
+        self.remember(BY_FINGERPRINT, &fingerprint.hex(), &layer);
         self.progress.log(format!("made base layer {} of the lower directories", layer.diff_id));
-        Ok(layer)
+        Ok((layer, fingerprint))
     }
 
     /// A cached fact is believed only as far as the blob it names is there, with its size; `adopt` keeps it from then on.
@@ -118,15 +132,18 @@ impl Importer<'_> {
         }
     }
 
-    /// Whatever the level: a layer that is there already is not compressed again for a better one.
     fn keyed(&self, key: &str) -> String {
-        let encoding = match self.compression {
-            Compression::Zstd { .. } => "zstd",
-            Compression::ZstdChunked => "zstd-chunked",
-            Compression::Gzip => "gzip",
-            Compression::None => "tar",
-        };
-        format!("{key}.{encoding}")
+        format!("{key}.{}", encoding(self.compression))
+    }
+}
+
+/// Whatever the level: a layer that is there already is not compressed again for a better one.
+pub(super) fn encoding(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Zstd { .. } => "zstd",
+        Compression::ZstdChunked => "zstd-chunked",
+        Compression::Gzip => "gzip",
+        Compression::None => "tar",
     }
 }
 

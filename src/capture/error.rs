@@ -1,7 +1,7 @@
 //! Why a container's files could not be captured: which step, on what, why.
 
 use crate::changeset::{self, escape, tar};
-use crate::oci::DiffId;
+use crate::oci::{DiffId, ImageName};
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
 use crate::{engine, guard, image, store};
@@ -86,6 +86,25 @@ pub enum Error {
         /// Which file it was at.
         path: Vec<u8>,
     },
+    /// There is no such image to stand on.
+    #[error("there is no image {0} to take the difference to; ls the images, or leave base= out")]
+    NoBase(ImageName),
+    /// The image named cannot be stood on.
+    #[error(
+        "the difference to {name} cannot be told: {reason}; {}",
+        good.as_ref().map_or_else(|| "leave base= out, or use base=image".to_owned(), |good| format!("base={good} can be had, or leave base= out"))
+    )]
+    Base {
+        /// The image.
+        name: ImageName,
+        /// Why not.
+        reason: &'static str,
+        /// One that can.
+        good: Option<ImageName>,
+    },
+    /// The difference to the last snapshot is none that a layer can hold; whoever meets this takes the base image.
+    #[error("the difference to the container's last snapshot cannot be told: {0}; use base=image")]
+    Apart(&'static str),
     /// The engine's files do not make the layer that the engine says they are.
     #[error(
         "a layer of the base image is damaged: the engine's files make {found}, its records say {expected}; \

@@ -19,7 +19,8 @@ use crate::capture::aside::{Aside, LARGE, Late};
 use crate::capture::hold::{Freezing, Held, require_kept};
 use crate::capture::in_use::{InUse, Names};
 use crate::capture::layout::is_early;
-use crate::capture::{Captured, Context, Error, Pause, source};
+use crate::capture::look::Look;
+use crate::capture::{Context, Error, Pause, Taken};
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
 use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
 use crate::engine::Container;
@@ -47,27 +48,27 @@ pub(super) fn seal(
     container: &Container,
     compression: Compression,
     freezing: &Freezing,
+    mut look: Look,
     progress: &Progress,
-) -> Result<(Captured, Held), Error> {
-    let source = source::of(container);
-    let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
-    let mut changes = snapshot.changes(progress)?;
+) -> Result<(Taken, Held), Error> {
+    let mut changes = look.changes(progress)?;
     let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
     let options = Options { vanished: Vanished::Skip, latest_mtime };
     let writer = Writer::new(LayerWriter::new(lease.blob()?, compression)?, &changes, progress, options);
     let mut copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
-    let rounds = copy.rounds(&mut snapshot, &mut changes, freezing, progress)?;
+    let rounds = copy.rounds(&mut look, &mut changes, freezing, progress)?;
 
     let pending: Vec<&Entry> = changes.entries.iter().filter(|entry| copy.lacks(entry)).collect();
     let expected = pending.iter().map(|entry| entry.metadata.size).sum::<u64>() * 5 / 4;
     let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
     let mut aside = Aside::prepare(lease, expected)?;
-    rehearse(&mut aside, &snapshot, &pending, progress)?;
+    rehearse(&mut aside, &look.snapshot, &pending, progress)?;
     progress.enter("frozen");
     let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
-    let sealed = copy.look(&mut snapshot, &pending, &frozen, freezing, &mut aside, progress);
-    let (looked_for, sealed) = match sealed {
+    let at = Time::now();
+    let sealed = copy.look(&mut look, &pending, &frozen, freezing, &mut aside, progress);
+    let Looked { took, in_use, changes: sealed, is_unchanged } = match sealed {
         Ok(sealed) => sealed,
         // It runs again before anybody hears of the error.
         Err(error) => {
@@ -78,16 +79,31 @@ pub(super) fn seal(
     let held = Held::of(frozen, Pause::Seal)?;
     drop(hurry);
     progress.enter("finishing");
-    log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {} files", held.frozen_for, snapshot.objects());
+    log::debug!("frozen for {:?}, {took:?} of it for a look at {} files", held.frozen_for, look.snapshot.objects());
     let changes = match sealed {
         Some(changes) => changes,
-        None => snapshot.changes(progress)?,
+        None if is_unchanged && changes.vanished.is_empty() => changes,
+        None => look.changes(progress)?,
     };
     // What lies below was asked just now: it must not have been on its way out with the container.
     if !freezing.is_alive() {
         require_kept(context, container)?;
     }
-    copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
+    let mut names = std::mem::take(&mut copy.names);
+    let mut taken = copy.finish(lease, &changes, aside, rounds, progress)?;
+    taken.files = look.remember(&changes, &in_use, &taken.torn, &mut names, at);
+    Ok((taken, held))
+}
+
+/// What was seen while the container was frozen.
+struct Looked {
+    /// How long the look at the attributes took.
+    took: Duration,
+    in_use: InUse,
+    /// The changes, if they had to be derived at once.
+    changes: Option<Changes>,
+    /// Nothing has changed since the look before.
+    is_unchanged: bool,
 }
 
 /// Copies the large files that will have to be put aside, so that they need only be compared then; and once more what has
@@ -125,12 +141,17 @@ impl Copy<'_> {
     /// Copies until little changes meanwhile; returns how often.
     fn rounds(
         &mut self,
-        snapshot: &mut Snapshot,
+        look: &mut Look,
         changes: &mut Changes,
         freezing: &Freezing,
         progress: &Progress,
     ) -> Result<usize, Error> {
-        if changes.entries.iter().any(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, Time::now())) {
+        let now = Time::now();
+        let new = changes.entries.iter().filter(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, now));
+        let (files, bytes) = new.fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
+        // Of a difference a little more is put aside at once.
+        let is_little = look.is_difference() && files <= FEW_FILES / 4 && bytes <= FEW_BYTES / 4;
+        if files > 0 && !is_little {
             // Written just now. A moment later it can be told whether it is written again.
             std::thread::sleep(SETTLED * 2);
         }
@@ -139,19 +160,19 @@ impl Copy<'_> {
             progress.enter(phase);
             let began = Time::now();
             let in_use = InUse::of(&freezing.processes()?)?;
-            self.names.learn(snapshot, changes);
+            self.names.learn(&mut look.snapshot, changes);
             self.round(changes, &in_use, began)?;
-            let difference = snapshot.update(false, progress)?;
+            let difference = look.snapshot.update(false, progress)?;
             if difference.is_empty() {
                 return Ok(round + 1);
             }
-            *changes = snapshot.changes(progress)?;
+            *changes = look.changes(progress)?;
             let open = |entry: &&Entry| self.lacks(entry) && !self.names.are_in(&in_use.untraceable, entry);
             let (files, bytes) =
                 changes.entries.iter().filter(open).fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
             let is_shrinking = bytes < last / 2;
             if (bytes <= FEW_BYTES && files <= FEW_FILES) || !is_shrinking || round + 1 == ROUNDS.len() {
-                self.names.learn(snapshot, changes);
+                self.names.learn(&mut look.snapshot, changes);
                 return Ok(round + 1);
             }
             last = bytes;
@@ -227,17 +248,16 @@ impl Copy<'_> {
         entry.kind == Kind::File && !self.written.get(&entry.path).is_some_and(|(written, _)| written.is_same(entry))
     }
 
-    /// All that is done while the container is frozen. Returns how long the look at the attributes took, and the changes
-    /// if they had to be derived at once.
+    /// All that is done while the container is frozen.
     fn look(
         &mut self,
-        snapshot: &mut Snapshot,
+        look: &mut Look,
         pending: &[Place],
         frozen: &Frozen,
         freezing: &Freezing,
         aside: &mut Aside,
         progress: &Progress,
-    ) -> Result<(Duration, Option<Changes>), Error> {
+    ) -> Result<Looked, Error> {
         let since = Instant::now();
         let until = since + freezing.limit().mul_f32(0.8);
         let in_use = InUse::of(&frozen.processes()?)?;
@@ -254,8 +274,9 @@ impl Copy<'_> {
                 wanted.push(place);
             }
         }
-        let Difference { files, directories, .. } = snapshot.update(true, progress)?;
-        let looked_for = since.elapsed();
+        let difference = look.snapshot.update(true, progress)?;
+        let (took, is_unchanged) = (since.elapsed(), difference.is_empty());
+        let Difference { files, directories, .. } = difference;
         for path in directories.iter().filter(|path| self.written.contains_key(&path[..])).cloned().collect::<Vec<_>>()
         {
             wanted.extend(
@@ -263,14 +284,14 @@ impl Copy<'_> {
             );
             self.forget(&path, true);
         }
-        let changes = if snapshot.needs_merged() { Some(snapshot.changes(progress)?) } else { None };
+        let changes = if look.snapshot.needs_merged() { Some(look.changes(progress)?) } else { None };
         let mut all: Vec<Place> = files;
         all.append(&mut wanted);
         all.extend_from_slice(pending);
         if let Some(changes) = &changes {
             all.extend(changes.entries.iter().filter(|entry| self.lacks(entry)).map(Entry::place));
         }
-        let mut reader = snapshot.reader();
+        let mut reader = look.snapshot.reader();
         for place in &all {
             progress.check()?;
             let opened = reader.open(place).map_err(|source| Error::Aside { path: place.path.clone(), source })?;
@@ -287,7 +308,7 @@ impl Copy<'_> {
         if Instant::now() > until {
             return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: Vec::new() });
         }
-        Ok((looked_for, changes))
+        Ok(Looked { took, in_use, changes, is_unchanged })
     }
 
     /// Takes back what turned out stale, and writes the rest.
@@ -298,7 +319,7 @@ impl Copy<'_> {
         mut aside: Aside,
         rounds: usize,
         progress: &Progress,
-    ) -> Result<Captured, Error> {
+    ) -> Result<Taken, Error> {
         let mut good = HashSet::new();
         for entry in changes.entries.iter().filter(|entry| is_early(entry)) {
             if self.written.get(&entry.path).is_some_and(|(written, _)| written.is_same(entry)) {
@@ -312,7 +333,7 @@ impl Copy<'_> {
         stale.retain(|range| !range.is_empty());
         stale.sort_by_key(|range| range.start);
         if changes.entries.is_empty() {
-            return Ok(Captured::nothing(changes));
+            return Ok(Taken { sealed: Some((rounds, aside.bytes())), ..Taken::nothing(changes) });
         }
         if !stale.is_empty() {
             self.writer.out().retract(stale, lease)?;
@@ -337,7 +358,8 @@ impl Copy<'_> {
             }
         }
         let (written, layer) = self.writer.into_out()?;
-        Ok(Captured::new(changes, written, layer, progress).sealed(rounds, aside.bytes()))
+        let taken = Taken::new(changes, written, layer, progress);
+        Ok(Taken { sealed: Some((rounds, aside.bytes())), ..taken })
     }
 }
 

@@ -116,6 +116,11 @@ impl From<&Stat> for Metadata {
 }
 
 impl Changes {
+    /// Whether something of it shows only in the container's own file system.
+    pub fn needs_merged(&self) -> bool {
+        self.roots.len() > 1
+    }
+
     /// Bytes of all regular files, holes included: about the length of the tar, and the time it takes to hash it.
     pub fn size(&self) -> u64 {
         self.files().map(|entry| entry.metadata.size).sum()
@@ -141,6 +146,20 @@ impl Changes {
 }
 
 impl Entry {
+    /// The deletion of `path`.
+    pub(crate) fn whiteout(path: Vec<u8>) -> Entry {
+        Entry {
+            path,
+            kind: Kind::Whiteout,
+            in_lower: true,
+            metadata: Metadata::default(),
+            xattrs: Vec::new(),
+            replaces: false,
+            copied_up: false,
+            root: 0,
+        }
+    }
+
     /// Whether both describe the same, so that what was written for one serves for the other. Allocated blocks do not
     /// count: they change when the kernel writes back.
     pub fn is_same(&self, other: &Entry) -> bool {

@@ -62,13 +62,18 @@ pub fn scan(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<
     Snapshot::take(source, mounts, progress)?.changes(progress)
 }
 
-/// Makes a changeset of what was looked at.
-pub(crate) fn derive(snapshot: &mut Snapshot, progress: &Progress) -> Result<Changes, Error> {
+/// Makes a changeset of what was looked at. The directories that are to be `kept` are in it even if they are as below.
+pub(crate) fn derive(
+    snapshot: &mut Snapshot,
+    kept: &dyn Fn(&[u8]) -> bool,
+    progress: &Progress,
+) -> Result<Changes, Error> {
     let walk = Walk {
         found: Collector::new(vec![snapshot.upper.clone()], progress),
         merged: None,
         lower: snapshot.lower(),
         snapshot,
+        kept,
         indexed: HashMap::new(),
     };
     walk.run()
@@ -138,6 +143,7 @@ struct Frame {
 
 struct Walk<'a> {
     snapshot: &'a mut Snapshot,
+    kept: &'a dyn Fn(&[u8]) -> bool,
     /// The container's own view; there once it was needed.
     merged: Option<Cursor>,
     lower: Lower,
@@ -153,7 +159,7 @@ impl Walk<'_> {
         while let Some(frame) = stack.last_mut() {
             let Some(name) = frame.names.next() else {
                 let same = frame.place.same == Same::Yes || (frame.place.same == Same::ButForTime && frame.lost_stub);
-                if same && self.found.len() == frame.entries {
+                if same && self.found.len() == frame.entries && !(self.kept)(&frame.place.path) {
                     self.found.pop();
                 }
                 stack.pop();
@@ -161,7 +167,7 @@ impl Walk<'_> {
             };
             let path = join(&frame.place.path, &name);
             let Some((seen, view, upper)) = self.look(&frame.place, &name, &path)? else { continue };
-            let below = self.lower.find(&frame.place.path, &frame.place.lower, &name)?;
+            let below = self.below(&frame.place, &name, upper)?;
             if below == Found::Absent
                 && self.snapshot.mounts.contains(&path)
                 && self.is_empty(&seen, view, upper, &path)?
@@ -223,6 +229,25 @@ impl Walk<'_> {
             Ok(seen) => Ok(Some((seen, View::Merged, None))),
             Err(error) => self.missed(error, path),
         }
+    }
+
+    /// What is below at `name`; of what is no directory above it is enough to know whether something is, and that is asked
+    /// once: the layers below never change.
+    fn below(&mut self, place: &Place, name: &[u8], directory: Option<usize>) -> Result<Found, Error> {
+        let known = match (place.upper, directory) {
+            (Some(index), None) => self.snapshot.below(index, name),
+            _ => None,
+        };
+        match known {
+            Some(true) => return Ok(Found::Other(0)),
+            Some(false) => return Ok(Found::Absent),
+            None => {}
+        }
+        let found = self.lower.find(&place.path, &place.lower, name)?;
+        if let (Some(index), None) = (place.upper, directory) {
+            self.snapshot.learn_below(index, name, found != Found::Absent);
+        }
+        Ok(found)
     }
 
     fn missed<T>(&mut self, error: std::io::Error, path: &[u8]) -> Result<Option<T>, Error> {

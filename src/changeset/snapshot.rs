@@ -5,6 +5,8 @@
 //! old enough when it was looked at ([`SETTLED`]): within one tick of the kernel's clock a second change leaves no trace.
 //! What a second look finds is worth as much as what the first found, so that a changeset can be derived from either.
 
+mod packed;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use crate::changeset::collect::{Seen, look};
 use crate::changeset::cursor::{Cursor, join, split};
+use crate::changeset::earlier::Earlier;
 use crate::changeset::entry::Metadata;
 use crate::changeset::lower::{Lower, is_whiteout_device, open};
 use crate::changeset::scan::{MERGED, Source, UPPER, derive, relative};
@@ -84,6 +87,8 @@ pub(crate) enum Here {
         settled: bool,
         /// The number of a directory.
         directory: Option<usize>,
+        /// Whether the layers below have something here, if that was asked; not for directories.
+        below: Option<bool>,
     },
 }
 
@@ -139,6 +144,14 @@ impl Difference {
 impl Snapshot {
     /// Looks at all that `source` holds by itself. `mounts` as for [`scan`](crate::changeset::scan).
     pub fn take(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<Snapshot, Error> {
+        let mut snapshot = Snapshot::open(source, mounts, Time::now())?;
+        let mut walk = Walk::new(&snapshot, false, progress);
+        walk.directories(&mut snapshot, vec![(0, true)])?;
+        Ok(snapshot)
+    }
+
+    /// Nothing looked at but the root, `at` this moment.
+    fn open(source: &Source, mounts: &[PathBuf], at: Time) -> Result<Snapshot, Error> {
         let (upper, merged_path, lower, namespace) = match source {
             Source::Directory(path) => (path, None, Vec::new(), None),
             Source::Overlay { lower, upper, merged, namespace } => {
@@ -147,9 +160,8 @@ impl Snapshot {
         };
         let upper = open(upper)?;
         let lower_roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
-        let at = Time::now();
         let root = upper.node().and_then(|node| Seen::new(node, namespace)).map_err(look("look at", b""))?;
-        let mut snapshot = Snapshot {
+        Ok(Snapshot {
             namespace,
             lower,
             lower_roots,
@@ -165,10 +177,7 @@ impl Snapshot {
             bytes: 0,
             objects: 0,
             upper,
-        };
-        let mut walk = Walk::new(&snapshot, false, progress);
-        walk.directories(&mut snapshot, vec![(0, true)])?;
-        Ok(snapshot)
+        })
     }
 
     /// Looks again, and at more than attributes only where something has changed. With `frozen` nothing changes
@@ -232,12 +241,22 @@ impl Snapshot {
 
     /// What the container changed, as of the last look.
     pub fn changes(&mut self, progress: &Progress) -> Result<Changes, Error> {
-        derive(self, progress)
+        derive(self, &|_| false, progress)
+    }
+
+    /// The same, with all that is needed to tell the [difference](Earlier::difference) to `earlier`.
+    pub fn changes_since(&mut self, earlier: &Earlier, progress: &Progress) -> Result<Changes, Error> {
+        derive(self, &|path| earlier.differs_below(path), progress)
     }
 
     /// How many files there are, of any type.
     pub fn objects(&self) -> u64 {
         self.objects
+    }
+
+    /// Whether whatever is done to a file leaves another change time: [`Dir::leaves_traces`].
+    pub fn leaves_traces(&self) -> bool {
+        self.upper.leaves_traces().unwrap_or(false)
     }
 
     /// Whether [`changes`](Self::changes) must ask the container's own file system what there is, because directories
@@ -290,6 +309,22 @@ impl Snapshot {
         let children = &self.directories[directory].children;
         let at = children.binary_search_by(|child| child.name[..].cmp(name)).ok()?;
         Some(&children[at].here)
+    }
+
+    pub(crate) fn below(&self, directory: usize, name: &[u8]) -> Option<bool> {
+        match self.child(directory, name) {
+            Some(Here::File { below, .. }) => *below,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn learn_below(&mut self, directory: usize, name: &[u8], found: bool) {
+        let children = &mut self.directories[directory].children;
+        if let Ok(at) = children.binary_search_by(|child| child.name[..].cmp(name))
+            && let Here::File { below, .. } = &mut children[at].here
+        {
+            *below = Some(found);
+        }
     }
 
     /// The names that are there, and the names that whiteouts stand for, in a directory of the upper tree.
@@ -392,7 +427,7 @@ impl<'a> Walk<'a> {
         for child in &mut directory.children {
             let failed = |error| (path.clone(), error);
             let dir = self.cursor.dir(path).map_err(failed)?;
-            if let Here::File { seen, settled: true, directory } = &mut child.here {
+            if let Here::File { seen, settled: true, directory, .. } = &mut child.here {
                 match dir.stat(&child.name) {
                     Ok(stat) if same(&stat, &seen.stat) => {
                         if let Some(index) = directory {
@@ -434,7 +469,7 @@ impl<'a> Walk<'a> {
                     Child { name: name.bytes, here: Here::Mount }
                 }
             };
-            if let Here::File { seen, settled: true, directory: below } = &child.here {
+            if let Here::File { seen, settled: true, directory: below, .. } = &child.here {
                 match self.cursor.dir(&path).and_then(|dir| dir.stat(&child.name)) {
                     Ok(stat) if same(&stat, &seen.stat) => {
                         stack.extend(below.map(|index| (index, false)));
@@ -514,7 +549,7 @@ impl<'a> Walk<'a> {
             _ => self.difference.others += 1,
         }
         let settled = self.frozen || is_settled(seen.stat.ctime, at);
-        child.here = Here::File { seen, settled, directory };
+        child.here = Here::File { seen, settled, directory, below: None };
         Ok(true)
     }
 }

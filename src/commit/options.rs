@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::capture::Pause;
+use crate::capture::{Base, MOST_LAYERS, Pause};
 use crate::image::Compression;
 use crate::line::{Error, Grammar, Row, only};
 use crate::oci::ImageName;
@@ -18,8 +18,8 @@ pub const TABLE: &[Row] = &[
     ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
     ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
     ("volumes=", "skip", "bind mounts and volumes are left out"),
-    ("base=", "auto|image", "what the layer is the difference to: the container's image"),
-    ("squash=", "none", "layers are not merged"),
+    ("base=", "auto|image|IMAGE", "what the layer is the difference to: the last snapshot, the container's image"),
+    ("squash=", "none|snapshots", "merge the layers of earlier snapshots into the new one"),
     ("create", "", "fail with EEXIST if the name exists"),
     ("async", "", "return once the job is admitted"),
 ];
@@ -43,6 +43,10 @@ pub struct Options {
     pub pause: Pause,
     /// `compression=`
     pub compression: Compression,
+    /// `base=`, or what `squash=` makes of it
+    pub base: Base,
+    /// [`MOST_LAYERS`]; no word of a line changes it
+    pub most_layers: usize,
     /// `create`
     pub create: bool,
     /// `async`
@@ -64,6 +68,8 @@ impl Options {
             annotations: BTreeMap::new(),
             pause: Pause::default(),
             compression: Compression::default(),
+            base: Base::default(),
+            most_layers: MOST_LAYERS,
             create: false,
             detach: false,
         }
@@ -75,6 +81,13 @@ impl Options {
         let mut options = Options::new(name.parse::<ImageName>()?);
         for word in &words {
             options.take(word)?;
+        }
+        if words.iter().any(|word| word == "squash=snapshots") {
+            if let Base::Named(name) = &options.base {
+                let expected = "image or left out with squash=snapshots, which lays one layer on the container's image";
+                return Err(Error::Value { option: "base", value: name.to_string(), expected });
+            }
+            options.base = Base::Image;
         }
         Ok(options)
     }
@@ -95,8 +108,8 @@ impl Options {
             "pause" => self.pause = pause(value)?,
             "compression" => self.compression = compression(value)?,
             "volumes" => only("volumes", value, &["skip"], &["declare", "include"])?,
-            "base" => only("base", value, &["auto", "image"], &[])?,
-            "squash" => only("squash", value, &["none"], &["snapshots", "all"])?,
+            "base" => self.base = base(value)?,
+            "squash" => only("squash", value, &["none", "snapshots"], &["all"])?,
             _ => match key.split_once('.') {
                 Some(("label", key)) if !key.is_empty() => {
                     self.labels.insert(key.to_owned(), value.to_owned());
@@ -108,6 +121,14 @@ impl Options {
             },
         }
         Ok(())
+    }
+}
+
+fn base(value: &str) -> Result<Base, Error> {
+    match value {
+        "auto" => Ok(Base::Auto),
+        "image" => Ok(Base::Image),
+        _ => Ok(Base::Named(value.parse()?)),
     }
 }
 
@@ -172,7 +193,20 @@ mod tests {
         assert_eq!(options.pause, Pause::None);
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
         assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
+        assert_eq!(options.base, Base::Image);
         assert!(options.create && options.detach);
+    }
+
+    #[test]
+    fn a_base_is_a_word_or_an_image_and_squashing_is_a_word_for_one() {
+        let base = |line: &str| parse(&format!("img {line}")).map(|options| options.base);
+        assert_eq!(base("base=auto"), Ok(Base::Auto));
+        assert_eq!(base("base=team/web:1"), Ok(Base::Named("team/web:1".parse().unwrap())));
+        assert_eq!(base("squash=none"), Ok(Base::Auto));
+        assert_eq!(base("squash=snapshots"), Ok(Base::Image));
+        assert_eq!(base("squash=snapshots base=auto"), Ok(Base::Image));
+        assert!(matches!(base("base=A"), Err(Error::Name(_))));
+        assert!(matches!(base("squash=snapshots base=web"), Err(Error::Value { option: "base", .. })));
     }
 
     #[test]

@@ -116,6 +116,11 @@ impl Listing {
         self.containers.push((visible, Arc::new(container)));
     }
 
+    /// Whether every engine said what it has, and of all that it has.
+    pub fn is_complete(&self) -> bool {
+        self.engines.iter().all(|(_, reading)| reading.as_ref().is_ok_and(|reading| reading.skipped.is_empty()))
+    }
+
     /// The names to list, each with its container.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Container>)> {
         self.containers.iter().map(|(name, container)| (name.as_str(), container))

@@ -62,9 +62,10 @@ impl Image {
         self.annotations.get(annotation::KIND).map_or("image", String::as_str)
     }
 
-    /// What it was made on: the base image's name.
+    /// What it was made on: the digest of an earlier snapshot, or the base image's name.
     pub fn parent(&self) -> Option<&str> {
-        self.annotations.get(annotation::BASE_NAME).map(String::as_str)
+        let parent = [annotation::PARENT, annotation::BASE_NAME].into_iter().find_map(|key| self.annotations.get(key));
+        parent.map(String::as_str)
     }
 
     /// All its blobs: manifest, config, layers.

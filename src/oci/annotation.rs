@@ -21,6 +21,11 @@ pub const CONTAINER_NAME: &str = "io.snapfs.container.name";
 pub const CONTAINER_ID: &str = "io.snapfs.container.id";
 /// The engine that had the container.
 pub const ENGINE: &str = "io.snapfs.engine";
+/// What the last layer is the difference to: `image`, the image that the container was started from, or `snapshot`, one
+/// made of the container before.
+pub const BASE: &str = "io.snapfs.base";
+/// The digest of that snapshot's manifest.
+pub const PARENT: &str = "io.snapfs.parent";
 /// How the container was held still: `seal`, `full`, `none`, `stop`, or `paused` when its user had paused it.
 pub const PAUSE: &str = "io.snapfs.pause";
 /// How long the container was frozen, in whole microseconds; left out under `SOURCE_DATE_EPOCH`.

@@ -96,6 +96,9 @@ impl Store {
                 collected.bytes += size;
             }
         }
+        if let Err(error) = self.forget_orphans() {
+            log::debug!("facts about blobs that are gone stay: {error}");
+        }
         Ok(collected)
     }
 }

@@ -75,6 +75,20 @@ pub(crate) fn fact(kind: &str, key: &str) -> Option<PathBuf> {
     (fits(kind) && fits(key)).then(|| Path::new(CACHE).join(kind).join(key))
 }
 
+/// The kind of facts about blobs.
+pub(crate) const ABOUT: &str = "about";
+
+/// The key of a fact about a blob: it says which one, so that the fact need not be read to know whether it is of use.
+pub(crate) fn about(key: &str, digest: &Digest) -> String {
+    format!("{key}.{}", digest.hex())
+}
+
+/// The key and the digest that such a key is made of.
+pub(crate) fn parse_about(file_name: &str) -> Option<(String, Digest)> {
+    let (key, hex) = file_name.rsplit_once('.')?;
+    Some((key.to_owned(), blob_digest(hex)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,9 +12,27 @@ pub fn boot_id() -> io::Result<String> {
     Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's boot_id is not a UUID"))
 }
 
+/// How many nanoseconds the time of day is ahead of the time since boot. It changes only when somebody sets the clock: what
+/// NTP does little by little moves both.
+pub fn clock_lead() -> i128 {
+    use rustix::time::{ClockId, Timespec, clock_gettime};
+    let nanoseconds = |at: Timespec| i128::from(at.tv_sec) * 1_000_000_000 + i128::from(at.tv_nsec);
+    // The second look bounds how long the first took.
+    let (before, day, after) =
+        (clock_gettime(ClockId::Boottime), clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Boottime));
+    nanoseconds(day) - i128::midpoint(nanoseconds(before), nanoseconds(after))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clocks_go_at_one_pace() {
+        let lead = clock_lead();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!((clock_lead() - lead).abs() < 10_000_000);
+    }
 
     #[test]
     fn the_boot_has_one_id() {

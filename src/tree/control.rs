@@ -16,7 +16,7 @@ snapfs: containers and images as files
 
   ls containers                            the containers of this host
   cat containers/NAME/status               created, running, paused or stopped
-  cat containers/NAME/changes              what a snapshot would add: A added, C changed, D deleted
+  cat containers/NAME/changes              what it changed: A added, C changed, D deleted
   echo img > containers/NAME/commit        snapshot its file system into the image img; returns when it is durable
   cat containers/NAME/last_error           why the last request failed, and what to do
 
@@ -33,7 +33,7 @@ snapfs: containers and images as files
 
 A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
   message= author= description= label.KEY= annotation.KEY= pause=seal|full|none compression=zstd[:LEVEL]|zstd:chunked|gzip|none
-  create async
+  base=auto|image|IMAGE squash=none|snapshots create async
 A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
 Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls compression=zstd:chunked file by file.
 ";

@@ -50,7 +50,7 @@ files!(
         Image "image" "the image it was started from, empty if the engine knows none",
         Created "created" "when it was created, RFC 3339",
         Spec "spec.json" "the OCI runtime-spec configuration, byte for byte",
-        Changes "changes" "what a commit would add now: \"A|C|D path\" lines",
+        Changes "changes" "what it changed in its image, now: \"A|C|D path\" lines",
         Commit "commit" "write \"NAME [OPTION...]\": snapshot the file system",
         LastError "last_error" "the last failed request on this container, in full",
     }
@@ -66,7 +66,7 @@ files!(
         Digest "digest" "the manifest's digest",
         Size "size" "bytes of all blobs, each counted once",
         Created "created" "when the image was made, RFC 3339",
-        Parent "parent" "the image it was made on, empty if unknown",
+        Parent "parent" "what it was made on: the digest of an earlier snapshot, or the name of an image; empty if unknown",
         Kind "kind" "commit, checkpoint or image",
         Archive "oci.tar" "the whole image as one archive, for skopeo, podman load and docker load",
         Tag "tag" "write \"NAME\": one more name for this image",

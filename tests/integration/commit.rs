@@ -106,7 +106,7 @@ fn a_base_is_imported_once_and_shared() {
         assert_eq!(log(1).lines().filter(|line| line.contains("base layer")).count(), base, "{}", log(1));
 
         world.make("web", &[file("more", "2")]);
-        world.commit("web", "two").unwrap();
+        world.commit("web", "two base=image").unwrap();
         let two = world.whole("two");
         assert_eq!(
             one.manifest["layers"].as_array().unwrap()[..base],
@@ -167,7 +167,7 @@ fn a_plain_directory_is_one_layer() {
     assert_eq!(image.annotation("org.opencontainers.image.base.name"), None);
     assert_eq!((&image.config["os"], &image.config["created"]), (&json!("linux"), &json!(CREATED)));
     // Twice the same is one blob.
-    world.commit("web", "other").unwrap();
+    world.commit("web", "other base=image").unwrap();
     assert_eq!(world.store.usage().unwrap().blobs, 3);
     assert_eq!(world.digest("img"), world.digest("other"));
 }
@@ -187,7 +187,7 @@ fn nothing_changed_is_no_layer() {
     assert_eq!(image.config["rootfs"]["diff_ids"], json!(diff_ids(&tars)));
     // An image of nothing at all.
     world.engine.set_base_image_with("web", "scratch", config_of(&[]), Vec::new());
-    world.commit("web", "none").unwrap();
+    world.commit("web", "none base=image").unwrap();
     assert_eq!(world.whole("none").tars.len(), 0);
 }
 

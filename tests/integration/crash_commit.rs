@@ -24,8 +24,11 @@ use crate::harness::scratch;
 use crate::harness::world::{EPOCH, LIMIT, World};
 
 /// What is committed, one after the other: new names in new directories, and a name that moves.
-const LINES: [&str; 3] =
-    ["kept", "registry.example/team/web:1 compression=gzip pause=full", "kept message=moved label.a=b"];
+const LINES: [&str; 3] = [
+    "kept base=image",
+    "registry.example/team/web:1 compression=gzip pause=full",
+    "kept message=moved label.a=b base=image",
+];
 
 /// Name → manifest.
 type Names = BTreeMap<String, Digest>;

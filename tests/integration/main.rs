@@ -36,6 +36,8 @@ mod interop;
 mod kill;
 // A layer's bytes: frames, seek table, retraction, failures, memory.
 mod layer;
+// Snapshots of snapshots.
+mod incremental;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
-mod random;
+pub(crate) mod random;
 
 use std::fs;
 use std::io::Write;

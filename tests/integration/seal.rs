@@ -53,7 +53,7 @@ fn an_idle_container_gives_the_same_bytes_each_time_and_nothing_is_read_while_it
         return;
     };
     for (image, line) in [("one", ""), ("two", ""), ("full", " pause=full"), ("fast", " pause=none")] {
-        world.commit("web", &format!("{image}{line}")).unwrap();
+        world.commit("web", &format!("{image}{line} base=image")).unwrap();
     }
     assert_eq!((number(&world, "one", "frozen_bytes"), number(&world, "one", "rounds")), (0, 1));
     println!("frozen: {} µs", number(&world, "one", "frozen_us"));
@@ -75,6 +75,11 @@ fn an_idle_container_gives_the_same_bytes_each_time_and_nothing_is_read_while_it
     world.assert_store_clean("after the commits");
 }
 
+/// Every few images stand on the container's image, the others each on the one before.
+fn line(round: usize) -> &'static str {
+    if round.is_multiple_of(4) { "img base=image" } else { "img" }
+}
+
 /// The numbers of files that get them in their order never increase: it was one moment.
 fn check_stamps(what: &str, numbers: &[u64]) {
     assert_eq!(numbers.len(), STAMPED);
@@ -85,16 +90,23 @@ fn check_stamps(what: &str, numbers: &[u64]) {
 #[test]
 fn files_that_are_stamped_all_the_time_are_those_of_one_moment() {
     let Some(world) = world("stamp", Setup::default(), |_| {}) else { return };
+    let (mut last, mut moved) = (0, 0);
     for round in 0..60 {
-        world.commit("web", "img").unwrap();
+        world.commit("web", line(round)).unwrap();
         let whole = world.whole("img");
         let stamp = |n: usize| {
-            let bytes = whole.file(1, &format!("stamp{n:02}")).unwrap();
+            let bytes = whole.top(&format!("stamp{n:02}")).unwrap();
             bytes.try_into().map_or(0, u64::from_le_bytes)
         };
-        check_stamps(&format!("commit {round}"), &(0..STAMPED).map(stamp).collect::<Vec<_>>());
+        let stamps: Vec<u64> = (0..STAMPED).map(stamp).collect();
+        check_stamps(&format!("commit {round}"), &stamps);
+        assert!(stamps[0] >= last, "commit {round}: the image holds an old state");
+        moved += usize::from(stamps[0] > last);
+        last = stamps[0];
         assert_eq!(whole.annotation("io.snapfs.torn_files"), None);
     }
+    // Now and then the process may not have had a turn. If the layers were old, only one in four would have moved.
+    assert!(moved > 40, "{moved} of 60 images are newer than the one before");
     world.assert_thawed("web", "after the commits");
 }
 
@@ -108,7 +120,7 @@ fn stores_to_a_mapped_file_are_not_lost() {
         // Not the image before: on a busy machine the container may not have run since.
         let before = number_at(&std::fs::read(&path).unwrap(), 0);
         world.commit("web", "img").unwrap();
-        let bytes = world.whole("img").file(1, "mapped").unwrap();
+        let bytes = world.whole("img").top("mapped").unwrap();
         let at = |n: usize| number_at(&bytes, n);
         let numbers: Vec<u64> = (0..STAMPED).map(at).collect();
         check_stamps(&format!("commit {round}"), &numbers);
@@ -133,7 +145,7 @@ fn a_tree_that_is_turned_over_all_the_time_is_that_of_one_moment() {
     let mut replay = Replay::new(&lower);
     let mut counter = 0;
     for round in 0..50 {
-        world.commit("web", "img").unwrap();
+        world.commit("web", line(round)).unwrap();
         let tars = layers(&world, "img");
         let temp = scratch();
         let mut found = unpack(&tars, temp.path());

@@ -151,6 +151,11 @@ impl Whole {
         Some(bytes)
     }
 
+    /// The bytes of a file in the topmost layer that has it.
+    pub(crate) fn top(&self, path: &str) -> Option<Vec<u8>> {
+        (0..self.tars.len()).rev().find_map(|layer| self.file(layer, path))
+    }
+
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.manifest["annotations"][key].as_str()
     }

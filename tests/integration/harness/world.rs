@@ -124,10 +124,16 @@ impl World {
 
     /// The same, before it added anything.
     pub(crate) fn unchanged(&self, name: &str) -> Container {
+        self.unchanged_on(name, |_| {})
+    }
+
+    /// The same, on more: `prepare` fills the lower directory.
+    pub(crate) fn unchanged_on(&self, name: &str, prepare: impl FnOnce(&Path)) -> Container {
         let container = self.engine.create(name);
         let directory = self.engine.directory_of(name);
         fs::create_dir(directory.join("lower/etc")).unwrap();
         fs::write(directory.join("lower/etc/base"), "from the base\n").unwrap();
+        prepare(&directory.join("lower"));
         // Volatile: else each unmount waits for the whole disk.
         let overlay = Overlay::mount(&directory, &[directory.join("lower")], directory.join("upper"), "volatile");
         self.overlays.lock().unwrap().push(overlay);

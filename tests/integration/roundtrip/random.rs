@@ -17,7 +17,7 @@ use crate::roundtrip::{check, check_umoci, layer_of, source, tar_of};
 
 /// What a random process does.
 #[derive(Debug, Clone)]
-enum Op {
+pub(crate) enum Op {
     Mkdir(PathBuf),
     Write(PathBuf, u8, u32),
     Remove(PathBuf),
@@ -42,7 +42,7 @@ fn path() -> impl Strategy<Value = PathBuf> {
 /// One operation; hard links only if `links`.
 ///
 /// Times end before 2262, where umoci's count of nanoseconds in 64 bits does (it sets such a time on a directory wrongly).
-fn op(links: bool) -> impl Strategy<Value = Op> {
+pub(crate) fn op(links: bool) -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => path().prop_map(Op::Mkdir),
         8 => (path(), any::<u8>(), 0..70_000u32).prop_map(|(path, seed, length)| Op::Write(path, seed, length)),
@@ -61,7 +61,7 @@ fn op(links: bool) -> impl Strategy<Value = Op> {
 }
 
 /// Does what can be done; that much of it cannot is part of the game.
-fn run(root: &Path, ops: &[Op]) {
+pub(crate) fn run(root: &Path, ops: &[Op]) {
     for op in ops {
         let _ = run_one(root, op);
     }
@@ -196,7 +196,7 @@ proptest! {
 }
 
 /// As many cases as `PROPTEST_CASES` says, or this many.
-fn cases(default: u32) -> ProptestConfig {
+pub(crate) fn cases(default: u32) -> ProptestConfig {
     let asked = std::env::var_os("PROPTEST_CASES").is_some();
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     if asked { config } else { ProptestConfig { cases: default, ..config } }
