@@ -255,3 +255,23 @@ pub fn forget_gone(store: &Store, containers: impl FnOnce() -> Option<Vec<Arc<Co
     let kept: HashSet<String> = containers.iter().filter_map(|container| key(container)).collect();
     known.iter().filter(|known| !kept.contains(*known)).for_each(|gone| store.forget_about(gone));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_boot_a_clock_set_back_and_another_epoch_are_reasons() {
+        let header = |boot: &str, lead, latest_mtime| {
+            let origin = Origin { name: None, config: Value::Null, fingerprint: None };
+            Header { boot: boot.to_owned(), lead, latest_mtime, origin }
+        };
+        let then = header("a", 1_000_000_000_000, None);
+        assert_eq!(then.reason(&header("a", 1_000_000_000_000, None)), None);
+        assert_eq!(then.reason(&header("a", 999_999_000_000, None)), None, "as exact as two clocks are read");
+        assert_eq!(then.reason(&header("a", 7_000_000_000_000, None)), None, "set forward: no time comes twice");
+        assert!(then.reason(&header("a", 999_990_000_000, None)).unwrap().contains("clock"));
+        assert!(then.reason(&header("b", 1_000_000_000_000, None)).unwrap().contains("started anew"));
+        assert!(then.reason(&header("a", 1_000_000_000_000, Some(7))).unwrap().contains("SOURCE_DATE_EPOCH"));
+    }
+}

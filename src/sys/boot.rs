@@ -17,10 +17,14 @@ pub fn boot_id() -> io::Result<String> {
 pub fn clock_lead() -> i128 {
     use rustix::time::{ClockId, Timespec, clock_gettime};
     let nanoseconds = |at: Timespec| i128::from(at.tv_sec) * 1_000_000_000 + i128::from(at.tv_nsec);
-    // The second look bounds how long the first took.
-    let (before, day, after) =
-        (clock_gettime(ClockId::Boottime), clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Boottime));
-    nanoseconds(day) - i128::midpoint(nanoseconds(before), nanoseconds(after))
+    let look = || {
+        let (before, day, after) =
+            (clock_gettime(ClockId::Boottime), clock_gettime(ClockId::Realtime), clock_gettime(ClockId::Boottime));
+        let (before, day, after) = (nanoseconds(before), nanoseconds(day), nanoseconds(after));
+        (after - before, day - i128::midpoint(before, after))
+    };
+    // Somebody else may have had the processor between two of them: the shortest of several looks counts.
+    (0..16).map(|_| look()).min().map_or(0, |(_, lead)| lead)
 }
 
 #[cfg(test)]
@@ -31,7 +35,7 @@ mod tests {
     fn the_clocks_go_at_one_pace() {
         let lead = clock_lead();
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert!((clock_lead() - lead).abs() < 10_000_000);
+        assert!((clock_lead() - lead).abs() < 5_000_000);
     }
 
     #[test]

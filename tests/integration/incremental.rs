@@ -15,6 +15,7 @@ use snapfs::sys::clock::Clock;
 use snapfs::tree::ErrorKind;
 
 use crate::harness::backend::{Crash, CrashBackend, Plan};
+use crate::harness::cgroup::wait_for;
 use crate::harness::image::{Whole, name, read_whole};
 use crate::harness::lab::{Bundle, Container};
 use crate::harness::mount::{Place, in_lab};
@@ -195,6 +196,13 @@ fn what_cannot_be_trusted_is_read_again() {
     world.commit("web", "other").unwrap();
     assert_eq!(base_of(&world.whole("other")), "image");
     assert_eq!(fact().len(), 2);
+    // A collection, which follows a failure, forgets what is known of a container that is gone.
+    world.commit("web", "x base=none").unwrap_err();
+    wait_for("the one of before is forgotten", LIMIT, || fact().len() == 1);
+    world.overlay("db");
+    world.change(|engine| engine.remove("web"));
+    world.commit("db", "x base=none").unwrap_err();
+    wait_for("it is forgotten with its container", LIMIT, || fact().is_empty());
 }
 
 #[test]

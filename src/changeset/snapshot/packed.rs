@@ -202,3 +202,62 @@ fn unpack_seen(unpacker: &mut Unpacker<'_>) -> Option<Seen> {
     let target = unpacker.text()?.to_vec();
     Some(Seen { stat, xattrs: Xattrs { marks, kept, dropped }, target })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Progress;
+    use std::os::unix::fs::symlink;
+
+    fn tree() -> tempfile::TempDir {
+        let temp = tempfile::tempdir().unwrap();
+        for n in 0..3 {
+            std::fs::create_dir_all(temp.path().join(format!("d{n}/e/f"))).unwrap();
+            std::fs::write(temp.path().join(format!("d{n}/e/file")), vec![n; 100]).unwrap();
+            symlink("target", temp.path().join(format!("d{n}/link"))).unwrap();
+        }
+        temp
+    }
+
+    #[test]
+    fn a_look_that_is_remembered_is_worth_another() {
+        let temp = tree();
+        let (source, progress) = (Source::Directory(temp.path().to_owned()), Progress::new());
+        let mut snapshot = Snapshot::take(&source, &[], &progress).unwrap();
+        let changes = snapshot.changes(&progress).unwrap();
+        let later = Time { seconds: i64::MAX / 2, nanoseconds: 0 };
+        let bytes = snapshot.remember(&Earlier::of(&changes, |_| false), later);
+        let recall = |bytes: &[u8]| Snapshot::recall(bytes, &source, &[]).unwrap();
+
+        let (mut again, earlier) = recall(&bytes).unwrap();
+        assert!(again.update(false, &progress).unwrap().is_empty());
+        assert_eq!(again.objects(), snapshot.objects());
+        let now = again.changes_since(&earlier, &progress).unwrap();
+        assert_eq!(now.entries, changes.entries);
+        assert_eq!(earlier.difference(&now).unwrap().entries, []);
+        // What had not settled is looked at again.
+        let unsure = snapshot.remember(&Earlier::of(&changes, |_| false), Time::default());
+        assert_eq!(recall(&unsure).unwrap().0.update(false, &progress).unwrap().files.len(), 3);
+
+        std::fs::write(temp.path().join("d1/e/file"), "other").unwrap();
+        std::fs::remove_dir_all(temp.path().join("d2")).unwrap();
+        std::fs::write(temp.path().join("new"), "").unwrap();
+        assert!(!again.update(false, &progress).unwrap().is_empty());
+        let now = again.changes_since(&earlier, &progress).unwrap();
+        let difference = earlier.difference(&now).unwrap();
+        let lines: Vec<_> =
+            difference.entries.iter().map(|entry| (entry.letter(), String::from_utf8_lossy(&entry.path))).collect();
+        let paths: Vec<_> = lines.iter().map(|(letter, path)| format!("{letter} {path}")).collect();
+        assert_eq!(paths, ["A ", "D d2", "A d1", "A d1/e", "A d1/e/file", "A new"]);
+
+        // Of another directory, and of any other bytes.
+        let other = tree();
+        assert!(Snapshot::recall(&bytes, &Source::Directory(other.path().to_owned()), &[]).unwrap().is_none());
+        assert!((0..bytes.len()).all(|length| recall(&bytes[..length]).is_none()));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x81;
+            drop(recall(&damaged)); // the check line is what tells; this must not end the program
+        }
+    }
+}
