@@ -76,7 +76,7 @@ impl World {
     }
 }
 
-const SLOW: &str = "compression=zstd:19";
+const SLOW: &str = "compression=zstd:19 base=image";
 
 /// The shells, each as the beginning of a command.
 const SHELLS: [&[&str]; 3] = [&["bash", "-c"], &["dash", "-c"], &["busybox", "sh", "-c"]];
