@@ -146,12 +146,14 @@ impl Copy<'_> {
         freezing: &Freezing,
         progress: &Progress,
     ) -> Result<usize, Error> {
+        let early = || changes.entries.iter().filter(|entry| is_early(entry));
+        let (files, bytes) = early().fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
+        if look.is_difference() && files <= FEW_FILES / 4 && bytes <= FEW_BYTES / 4 {
+            // It takes longer to find out what changes meanwhile than to put all of it aside.
+            return Ok(0);
+        }
         let now = Time::now();
-        let new = changes.entries.iter().filter(|entry| is_early(entry) && !is_settled(entry.metadata.ctime, now));
-        let (files, bytes) = new.fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
-        // Of a difference a little more is put aside at once.
-        let is_little = look.is_difference() && files <= FEW_FILES / 4 && bytes <= FEW_BYTES / 4;
-        if files > 0 && !is_little {
+        if early().any(|entry| !is_settled(entry.metadata.ctime, now)) {
             // Written just now. A moment later it can be told whether it is written again.
             std::thread::sleep(SETTLED * 2);
         }
