@@ -264,7 +264,7 @@ mod tests {
     fn another_boot_a_clock_set_back_and_another_epoch_are_reasons() {
         let header = |boot: &str, lead, latest_mtime| {
             let origin = Origin { name: None, config: Value::Null, fingerprint: None };
-            Header { boot: boot.to_owned(), lead, latest_mtime, origin }
+            Header { boot: boot.to_owned(), lead, encoding: "zstd".to_owned(), latest_mtime, origin }
         };
         let then = header("a", 1_000_000_000_000, None);
         assert_eq!(then.reason(&header("a", 1_000_000_000_000, None)), None);
@@ -273,5 +273,7 @@ mod tests {
         assert!(then.reason(&header("a", 999_990_000_000, None)).unwrap().contains("clock"));
         assert!(then.reason(&header("b", 1_000_000_000_000, None)).unwrap().contains("started anew"));
         assert!(then.reason(&header("a", 1_000_000_000_000, Some(7))).unwrap().contains("SOURCE_DATE_EPOCH"));
+        let other = Header { encoding: "zstd-chunked".to_owned(), ..header("a", 1_000_000_000_000, None) };
+        assert!(then.reason(&other).unwrap().contains("compression"));
     }
 }
