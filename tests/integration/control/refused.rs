@@ -35,7 +35,7 @@ const SYNTAX: &[Row] = &[
     (b"img volumes=include\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img volumes=declare\n", ErrorKind::Unsupported, &["volumes=skip"]),
     (b"img squash=all\n", ErrorKind::Unsupported, &["squash=none"]),
-    (b"img squash=snapshots\n", ErrorKind::Unsupported, &["squash=none"]),
+    (b"img squash=snapshots base=web\n", ErrorKind::Invalid, &["one layer on the container's image"]),
     (b"''\n", ErrorKind::Invalid, &["it is empty"]),
     (b"Img\n", ErrorKind::Invalid, &["\"Img\" is not an image name", "lower case"]),
     (b"../etc\n", ErrorKind::Invalid, &["not an image name"]),
