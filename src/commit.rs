@@ -31,7 +31,8 @@ pub fn commit(
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
     progress.enter("base");
-    let parent = import_base(context, &lease, container, options.compression, progress)?;
+    let mut parent = import_base(context, &lease, container, options.compression, progress)?;
+    parent.change(&options.changes, &[])?;
 
     let request = Request { pause: options.pause, compression: options.compression };
     let (captured, held) = capture(context, &lease, container, request, progress)?;

@@ -155,6 +155,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
 fn image_kind(error: &image::Error) -> ErrorKind {
     match error {
         image::Error::Store(error) => store_kind(error),
+        image::Error::Change(_) => ErrorKind::Invalid,
         image::Error::Write(_)
         | image::Error::ReadBack(_)
         | image::Error::NotInLayer { .. }

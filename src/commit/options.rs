@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::capture::Pause;
-use crate::image::Compression;
+use crate::image::{Change, Compression};
 use crate::line::{Error, Grammar, Row, only};
 use crate::oci::ImageName;
 
@@ -15,6 +15,7 @@ pub const TABLE: &[Row] = &[
     ("description=", "TEXT", "the annotation org.opencontainers.image.description"),
     ("label.KEY=", "VALUE", "a snapfs label on the name"),
     ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
+    ("change=", "'VERB ARGUMENTS'", "a line of a Dockerfile that changes the configuration; may be repeated"),
     ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
     ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
     ("volumes=", "skip", "bind mounts and volumes are left out"),
@@ -39,6 +40,8 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// `annotation.KEY=`
     pub annotations: BTreeMap<String, String>,
+    /// `change=`, in their order
+    pub changes: Vec<Change>,
     /// `pause=`
     pub pause: Pause,
     /// `compression=`
@@ -50,7 +53,7 @@ pub struct Options {
 }
 
 /// The commands of `commit`.
-const GRAMMAR: Grammar = Grammar { verb: "commit", table: TABLE, repeatable: &[] };
+const GRAMMAR: Grammar = Grammar { verb: "commit", table: TABLE, repeatable: &["change"] };
 
 impl Options {
     /// What is taken when the line is a name alone.
@@ -62,6 +65,7 @@ impl Options {
             description: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            changes: Vec::new(),
             pause: Pause::default(),
             compression: Compression::default(),
             create: false,
@@ -92,6 +96,7 @@ impl Options {
             "message" => self.message = Some(value.to_owned()),
             "author" => self.author = Some(value.to_owned()),
             "description" => self.description = Some(value.to_owned()),
+            "change" => self.changes.push(change(value)?),
             "pause" => self.pause = pause(value)?,
             "compression" => self.compression = compression(value)?,
             "volumes" => only("volumes", value, &["skip"], &["declare", "include"])?,
@@ -109,6 +114,10 @@ impl Options {
         }
         Ok(())
     }
+}
+
+fn change(value: &str) -> Result<Change, Error> {
+    Change::parse(value).map_err(|error| Error::Text { option: "change", reason: error.to_string() })
 }
 
 fn pause(value: &str) -> Result<Pause, Error> {
@@ -161,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_option_is_taken() {
-        let line = r#"registry.example:5000/t/web:1 message='two words' author=ops description="d d" label.env=prod
+        let line = r#"registry.example:5000/t/web:1 change='CMD ["a b"]' change="ENV A='1 2'" message='two words' author=ops description="d d" label.env=prod
                       annotation.org.example=x pause=none compression=zstd:7 volumes=skip base=image squash=none create async"#;
         let options = parse(&line.replace('\n', " ")).unwrap();
         assert_eq!(options.name.tag(), Some("1"));
@@ -169,6 +178,7 @@ mod tests {
         assert_eq!(options.description.as_deref(), Some("d d"));
         assert_eq!(options.labels["env"], "prod");
         assert_eq!(options.annotations["org.example"], "x");
+        assert_eq!(options.changes, ["CMD [\"a b\"]", "ENV A='1 2'"].map(|line| Change::parse(line).unwrap()));
         assert_eq!(options.pause, Pause::None);
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
         assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
@@ -185,6 +195,7 @@ mod tests {
         assert!(matches!(parse("img message='x"), Err(Error::Quote)));
         assert!(matches!(parse("img create create"), Err(Error::Twice(_))));
         assert!(matches!(parse("img pause=none pause=full"), Err(Error::Twice(_))));
+        assert!(matches!(parse("img change='FOO x'"), Err(Error::Text { .. })));
         assert!(matches!(parse("Img"), Err(Error::Name(_))));
         assert!(matches!(parse("../../etc"), Err(Error::Name(_))));
         assert!(matches!(parse("img compression=zstd:99"), Err(Error::Value { .. })));
