@@ -15,6 +15,9 @@ mod layout;
 mod rehearsal;
 mod seal;
 mod source;
+mod spec;
+mod stop;
+mod torn;
 
 pub use base::import as import_base;
 pub use error::Error;
@@ -57,6 +60,8 @@ pub enum Pause {
     Full,
     /// Not at all: files that change meanwhile are named in the image's annotations.
     None,
+    /// Stopped by its engine before, and started again afterwards.
+    Stop,
 }
 
 impl Pause {
@@ -66,6 +71,7 @@ impl Pause {
             Pause::Seal => "seal",
             Pause::Full => "full",
             Pause::None => "none",
+            Pause::Stop => "stop",
         }
     }
 }
@@ -87,6 +93,10 @@ pub fn capture(
     request: Request,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
+    if request.pause == Pause::Stop {
+        return stop::capture_stopped(context, lease, container, request, progress)
+            .map_err(|error| error.about(&container.name));
+    }
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| request.pause == Pause::Seal);
     let taken = match &freezing {
         Some(freezing) => seal::seal(context, lease, container, request.compression, freezing, progress),
@@ -113,7 +123,7 @@ pub struct Captured {
     /// None if nothing has changed since the base image.
     pub layer: Option<LayerWriter>,
     /// Files whose content is not that of one moment.
-    pub torn: usize,
+    pub torn: Vec<Vec<u8>>,
     /// Sockets, which no layer can hold.
     pub skipped_sockets: u64,
     /// How often files were read before the freeze, and what was read in it: for `pause=seal`.
@@ -122,11 +132,15 @@ pub struct Captured {
 
 impl Captured {
     fn nothing(changes: &Changes) -> Captured {
-        Captured { layer: None, torn: 0, skipped_sockets: changes.sockets, sealed: None }
+        Captured { layer: None, torn: Vec::new(), skipped_sockets: changes.sockets, sealed: None }
     }
 
     fn new(changes: &Changes, written: tar::Written, layer: LayerWriter, progress: &Progress) -> Captured {
-        for path in written.torn.iter().chain(&changes.vanished) {
+        let mut torn = written.torn;
+        torn.extend_from_slice(&changes.vanished);
+        torn.sort_unstable();
+        torn.dedup();
+        for path in &torn {
             progress.log(format!("changed while it was read: /{}", escape(path)));
         }
         for path in &changes.mounts {
@@ -135,7 +149,6 @@ impl Captured {
         if changes.dropped_xattrs > 0 {
             progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));
         }
-        let torn = written.torn.len() + changes.vanished.len();
         Captured { layer: Some(layer), torn, skipped_sockets: written.skipped_sockets, sealed: None }
     }
 

@@ -84,9 +84,12 @@ fn annotations(
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
     let counts =
-        [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
+        [(annotation::TORN_FILES, captured.torn.len() as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         set(key, count.to_string());
+    }
+    if !captured.torn.is_empty() {
+        set(annotation::TORN, captured.torn_text());
     }
     let words = [
         (annotation::BASE_NAME, &parent.name),

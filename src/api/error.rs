@@ -148,6 +148,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
         E::NoContainer { .. } | E::Ambiguous { .. } | E::Gone { .. } | E::UnknownEngine { .. } => ErrorKind::NotFound,
         E::Program { .. } | E::Untold { .. } => ErrorKind::External,
         E::NotYet { .. } => ErrorKind::Again,
+        E::StillRuns { .. } => ErrorKind::Busy,
         _ => ErrorKind::Io,
     }
 }
@@ -189,7 +190,9 @@ fn line_kind(error: &line::Error) -> ErrorKind {
 fn capture_kind(error: &capture::Error) -> ErrorKind {
     use capture::Error as E;
     match error {
-        E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
+        E::Started(_) | E::Unsettled(_) | E::Paused(_) => ErrorKind::Busy,
+        E::RemovedAtEnd(_) => ErrorKind::Unsupported,
+        E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),

@@ -15,6 +15,25 @@ pub enum Error {
     /// It was there when the commit began.
     #[error("the container {0} was removed while its files were read; nothing of it was kept")]
     Removed(String),
+    /// It was to be stopped, and its user had paused it.
+    #[error("the container {0} is paused and cannot be stopped; unpause it, or commit with pause=seal")]
+    Paused(String),
+    /// It was to be stopped, and would be no more.
+    #[error(
+        "the container {0} is removed when it stops (podman run --rm), so that nothing would be left of it; commit with pause=seal"
+    )]
+    RemovedAtEnd(String),
+    /// It was stopped for the capture, and does not run again.
+    #[error(
+        "the container {name} was stopped for the commit and cannot be started again; nothing was kept: start it by hand"
+    )]
+    NotStarted {
+        /// The container.
+        name: String,
+        /// What its engine said.
+        #[source]
+        cause: engine::Error,
+    },
     /// It ended, or was started anew, when it was to be frozen or while it was.
     #[error(
         "the container {name} ended or was started anew during the commit; nothing of it was kept: write the command again"

@@ -16,7 +16,11 @@ pub const TABLE: &[Row] = &[
     ("label.KEY=", "VALUE", "a snapfs label on the name"),
     ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
     ("change=", "'VERB ARGUMENTS'", "a line of a Dockerfile that changes the configuration; may be repeated"),
-    ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
+    (
+        "pause=",
+        "seal|full|none|stop",
+        "freeze the container for a moment, while its files are read, not at all, or stop it first",
+    ),
     ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
     ("volumes=", "skip", "bind mounts and volumes are left out"),
     ("base=", "auto|image", "what the layer is the difference to: the container's image"),
@@ -125,8 +129,8 @@ fn pause(value: &str) -> Result<Pause, Error> {
         "seal" => Ok(Pause::Seal),
         "full" => Ok(Pause::Full),
         "none" => Ok(Pause::None),
-        "stop" => Err(Error::Unsupported { option: "pause", value: value.to_owned(), instead: "seal" }),
-        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full or none" }),
+        "stop" => Ok(Pause::Stop),
+        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full, none or stop" }),
     }
 }
 

@@ -128,7 +128,7 @@ fn what_is_wrong_is_told_with_its_verb() {
     }
     // What a variable makes of it is known when the image is.
     let port = Change::parse("EXPOSE $A").unwrap();
-    assert!(apply(&[port.clone()], &mut base()).is_ok());
+    assert!(apply(std::slice::from_ref(&port), &mut base()).is_ok());
     assert!(apply(&[port], &mut Config::new()).unwrap_err().to_string().contains("EXPOSE"));
 }
 
