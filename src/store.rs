@@ -151,6 +151,11 @@ impl Store {
         self.0.disk.failure()
     }
 
+    /// The store's directory, or where else it says that it is.
+    pub fn place(&self) -> &Path {
+        self.0.disk.place()
+    }
+
     /// All names with their records, in order, as they are at this moment. Costs nothing.
     pub fn names(&self) -> Arc<BTreeMap<ImageName, Arc<Record>>> {
         self.0.names.read().snapshot()

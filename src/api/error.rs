@@ -191,7 +191,10 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
     use capture::Error as E;
     match error {
         E::Started(_) | E::Unsettled(_) | E::Paused(_) => ErrorKind::Busy,
-        E::RemovedAtEnd(_) => ErrorKind::Unsupported,
+        E::RemovedAtEnd(_) | E::NoVolumes(_) | E::Volume { .. } => ErrorKind::Unsupported,
+        E::VolumeMoved(_) => ErrorKind::Busy,
+        E::InVolume { source, .. } => capture_kind(source),
+        E::Mounts { .. } => ErrorKind::Io,
         E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,

@@ -14,7 +14,7 @@ pub(super) fn capture_stopped(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
     if runs(container).is_none() {

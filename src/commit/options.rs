@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::capture::Pause;
+use crate::capture::{Pause, Volumes};
 use crate::image::{Change, Compression};
 use crate::line::{Error, Grammar, Row, only};
 use crate::oci::ImageName;
@@ -22,7 +22,11 @@ pub const TABLE: &[Row] = &[
         "freeze the container for a moment, while its files are read, not at all, or stop it first",
     ),
     ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
-    ("volumes=", "skip", "bind mounts and volumes are left out"),
+    (
+        "volumes=",
+        "skip|declare|include",
+        "bind mounts and volumes: leave them out, name them, or make each a layer of its own",
+    ),
     ("base=", "auto|image", "what the layer is the difference to: the container's image"),
     ("squash=", "none", "layers are not merged"),
     ("create", "", "fail with EEXIST if the name exists"),
@@ -48,6 +52,8 @@ pub struct Options {
     pub changes: Vec<Change>,
     /// `pause=`
     pub pause: Pause,
+    /// `volumes=`
+    pub volumes: Volumes,
     /// `compression=`
     pub compression: Compression,
     /// `create`
@@ -71,6 +77,7 @@ impl Options {
             annotations: BTreeMap::new(),
             changes: Vec::new(),
             pause: Pause::default(),
+            volumes: Volumes::default(),
             compression: Compression::default(),
             create: false,
             detach: false,
@@ -103,7 +110,7 @@ impl Options {
             "change" => self.changes.push(change(value)?),
             "pause" => self.pause = pause(value)?,
             "compression" => self.compression = compression(value)?,
-            "volumes" => only("volumes", value, &["skip"], &["declare", "include"])?,
+            "volumes" => self.volumes = volumes(value)?,
             "base" => only("base", value, &["auto", "image"], &[])?,
             "squash" => only("squash", value, &["none"], &["snapshots", "all"])?,
             _ => match key.split_once('.') {
@@ -131,6 +138,15 @@ fn pause(value: &str) -> Result<Pause, Error> {
         "none" => Ok(Pause::None),
         "stop" => Ok(Pause::Stop),
         _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full, none or stop" }),
+    }
+}
+
+fn volumes(value: &str) -> Result<Volumes, Error> {
+    match value {
+        "skip" => Ok(Volumes::Skip),
+        "declare" => Ok(Volumes::Declare),
+        "include" => Ok(Volumes::Include),
+        _ => Err(Error::Value { option: "volumes", value: value.to_owned(), expected: "skip, declare or include" }),
     }
 }
 
@@ -175,7 +191,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let line = r#"registry.example:5000/t/web:1 change='CMD ["a b"]' change="ENV A='1 2'" message='two words' author=ops description="d d" label.env=prod
-                      annotation.org.example=x pause=none compression=zstd:7 volumes=skip base=image squash=none create async"#;
+                      annotation.org.example=x pause=none compression=zstd:7 volumes=include base=image squash=none create async"#;
         let options = parse(&line.replace('\n', " ")).unwrap();
         assert_eq!(options.name.tag(), Some("1"));
         assert_eq!(options.message.as_deref(), Some("two words"));
@@ -183,7 +199,7 @@ mod tests {
         assert_eq!(options.labels["env"], "prod");
         assert_eq!(options.annotations["org.example"], "x");
         assert_eq!(options.changes, ["CMD [\"a b\"]", "ENV A='1 2'"].map(|line| Change::parse(line).unwrap()));
-        assert_eq!(options.pause, Pause::None);
+        assert_eq!((options.pause, options.volumes), (Pause::None, Volumes::Include));
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
         assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
         assert!(options.create && options.detach);

@@ -40,6 +40,17 @@ impl Parent {
         }
         Ok(change::apply(changes, settings)?)
     }
+
+    /// The same with one more layer on top; `None` if there is nothing in it.
+    ///
+    /// # Errors
+    /// [`Error::BaseConfig`] if there is no history to add to.
+    pub fn with(mut self, layer: Option<Layer>, history: History) -> Result<Parent, Error> {
+        let draft = Draft { parent: &self, layer: layer.as_ref(), history, annotations: BTreeMap::new() };
+        self.config = serde_json::from_slice(&draft.config()?)?;
+        self.layers.extend(layer);
+        Ok(self)
+    }
 }
 
 /// The entry that a snapshot adds to the config's history.

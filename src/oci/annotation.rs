@@ -33,5 +33,7 @@ pub const FROZEN_BYTES: &str = "io.snapfs.frozen_bytes";
 pub const TORN_FILES: &str = "io.snapfs.torn_files";
 /// Their paths, a line each, as `changes` spells them; of very many the first, and how many there are more.
 pub const TORN: &str = "io.snapfs.torn";
+/// Where in the container its volumes were that are layers of the image, a line each (`volumes=include`).
+pub const VOLUMES: &str = "io.snapfs.volumes";
 /// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.
 pub const SKIPPED_SOCKETS: &str = "io.snapfs.skipped_sockets";

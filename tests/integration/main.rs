@@ -40,6 +40,8 @@ mod layer;
 mod layering;
 // The life of a mount, and what every program may expect of it.
 mod mount;
+// Options of a commit against the engines that have the same.
+mod options;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
 // A container that is frozen for a moment, with processes in it that write all the time.
