@@ -36,8 +36,14 @@ fn comparable(config: &Value) -> Map<String, Value> {
     for field in ["Domainname", "Hostname", "Image", "ArgsEscaped"] {
         config.remove(field);
     }
-    config.retain(|_, value| *value != Value::Bool(false));
+    config.retain(|_, value| *value != Value::Bool(false) && *value != Value::Array(Vec::new()));
     config
+}
+
+/// Of the image that podman made, byte for byte: what it shows of an image is not all.
+fn config_of_podman() -> Value {
+    let raw = run(&["skopeo", "inspect", "--raw", "--config", "containers-storage:localhost/changed:1"]);
+    serde_json::from_str::<Value>(&raw).unwrap()["config"].clone()
 }
 
 const CHANGES: [&str; 33] = [
@@ -84,19 +90,23 @@ const WITH_VARIABLES: [&str; 4] = [
     "VOLUME $PATH",
 ];
 
-const REFUSED: [&str; 11] = [
+const REFUSED: [&str; 12] = [
     "FOO x",
     "ENV A",
+    "ENV A=1 B",
+    "ENV A='x",
     "LABEL x",
     "STOPSIGNAL SIGFOO",
     "VOLUME []",
-    "EXPOSE http",
-    "ENV A='x",
+    "VOLUME /a \"/b c\"",
     "ONBUILD FROM x",
+    "CMD [1]",
     "HEALTHCHECK --interval=x CMD y",
     "HEALTHCHECK FOO",
-    "VOLUME /a \"/b c\"",
 ];
+
+/// What podman makes something of that nobody can have meant.
+const REFUSED_BY_US: [&str; 4] = ["EXPOSE http", "CMD ['sh', '-c']", "CMD [\"sh\",]", "ONBUILD FOO x"];
 
 #[test]
 fn a_change_means_what_it_means_to_podman() {
@@ -128,26 +138,19 @@ fn a_change_means_what_it_means_to_podman() {
     for change in batches {
         let theirs = commit(&change);
         assert_eq!(theirs.code, 0, "{change:?}: {}", theirs.stderr);
-        let theirs = run(&["podman", "image", "inspect", "--format", "{{json .Config}}", "localhost/changed:1"]);
-        let mut theirs = comparable(&serde_json::from_str(&theirs).unwrap());
-        // podman shows this beside the configuration.
-        let check = run(&["podman", "image", "inspect", "--format", "{{json .HealthCheck}}", "localhost/changed:1"]);
-        let check: Value = serde_json::from_str(&check).unwrap();
-        if !check.is_null() {
-            theirs.insert("Healthcheck".to_owned(), check);
-        }
+        let theirs = config_of_podman();
         let ours = json(&place.commit("changed", &quoted(&change)).join("config.json"));
-        assert_eq!(comparable(&ours["config"]), theirs, "{change:?}");
+        assert_eq!(comparable(&ours["config"]), comparable(&theirs), "{change:?}");
     }
     let directory = directory();
     let file = directory.path().join("Dockerfile");
     fs::write(&file, format!("FROM localhost/app:1\n{}\n", WITH_VARIABLES.join("\n"))).unwrap();
     run(&["podman", "build", "--quiet", "--tag", "localhost/changed:1", text(directory.path())]);
-    let theirs = run(&["podman", "image", "inspect", "--format", "{{json .Config}}", "localhost/changed:1"]);
+    let theirs = config_of_podman();
     let ours = json(&place.commit("changed", &quoted(&WITH_VARIABLES)).join("config.json"));
-    assert_eq!(comparable(&ours["config"]), comparable(&serde_json::from_str(&theirs).unwrap()));
-    for change in REFUSED {
-        assert_ne!(commit(&[change]).code, 0, "{change}: podman takes it");
+    assert_eq!(comparable(&ours["config"]), comparable(&theirs));
+    for change in REFUSED.into_iter().chain(REFUSED_BY_US) {
+        assert_eq!(commit(&[change]).code == 0, REFUSED_BY_US.contains(&change), "{change}");
         let error = place.write("containers/changed/commit", &quoted(&[change])).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{change}");
         let told = place.read("containers/changed/last_error");
