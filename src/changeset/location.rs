@@ -208,3 +208,77 @@ fn directory(path: Vec<u8>, seen: Option<Seen>) -> Entry {
         root: UPPER,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::changeset::Source;
+    use crate::progress::Progress;
+
+    fn look_at(path: &Path) -> Snapshot {
+        Snapshot::take(&Source::Directory(path.to_owned()), &[], &Progress::new()).unwrap()
+    }
+
+    fn names(location: &Location) -> Vec<(String, u32)> {
+        location
+            .above
+            .iter()
+            .map(|entry| (String::from_utf8(entry.path.clone()).unwrap(), entry.metadata.mode))
+            .collect()
+    }
+
+    #[test]
+    fn links_are_followed_in_the_tree_and_never_out_of_it() {
+        let top = tempfile::tempdir().unwrap();
+        let root = top.path();
+        for directory in ["run/lock", "srv/full", "var"] {
+            fs::create_dir_all(root.join(directory)).unwrap();
+        }
+        fs::set_permissions(root.join("srv"), fs::Permissions::from_mode(0o710)).unwrap();
+        fs::write(root.join("srv/full/file"), "x").unwrap();
+        for (target, link) in
+            [("/run", "var/run"), ("../../../../srv", "var/up"), ("loop", "var/loop"), ("/var/run/lock/./..", "back")]
+        {
+            symlink(target, root.join(link)).unwrap();
+        }
+        let tree = look_at(root);
+        let at = |path: &str| tree.locate(Path::new(path), false);
+        let cases = [
+            ("/var/run/data", "run/data", vec!["run"], false),
+            ("/var/up/full", "srv/full", vec!["srv"], true),
+            ("/back/x", "run/x", vec!["run"], false),
+            ("/new/deep//tree/", "new/deep/tree", vec!["new", "new/deep"], false),
+            ("/run", "run", vec![], true),
+        ];
+        for (path, expected, above, is_taken) in cases {
+            let found = at(path).unwrap();
+            assert_eq!(String::from_utf8(found.path.clone()).unwrap(), expected, "{path}");
+            assert_eq!(names(&found).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), above, "{path}");
+            assert_eq!(found.marker().is_some(), is_taken, "{path}");
+        }
+        assert_eq!(names(&at("/var/up/full").unwrap()), [("srv".to_owned(), 0o710)]);
+        for astray in ["/var/loop/x", "/srv/full/file/x", "/srv/full/file", "/", "/.."] {
+            assert!(matches!(at(astray), Err(Error::Astray { .. })), "{astray}");
+        }
+        let file = tree.locate(Path::new("/srv/full/file"), true).unwrap();
+        assert_eq!((file.place(b"other"), file.marker()), (b"srv/full/file".to_vec(), None));
+    }
+
+    #[test]
+    fn what_is_put_on_something_else_is_in_its_directories() {
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir_all(top.path().join("outer/a/b")).unwrap();
+        fs::set_permissions(top.path().join("outer/a"), fs::Permissions::from_mode(0o700)).unwrap();
+        symlink("a", top.path().join("outer/link")).unwrap();
+        fs::create_dir(top.path().join("root")).unwrap();
+        let (root, outer) = (look_at(&top.path().join("root")), look_at(&top.path().join("outer")));
+        let other = root.locate(Path::new("/data"), false).unwrap();
+        let on = |path: &str| root.locate(Path::new(path), false).unwrap().beneath(&other, &outer);
+        assert_eq!(names(&on("/data/a/b").unwrap()), [("data".to_owned(), 0o755), ("data/a".to_owned(), 0o700)]);
+        assert!(matches!(on("/data/link/b"), Err(Error::Astray { .. })));
+        assert_eq!(names(&on("/database/x").unwrap()), [("database".to_owned(), 0o755)]);
+    }
+}

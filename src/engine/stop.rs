@@ -64,3 +64,20 @@ pub(super) fn with_runtime(
     }
     Err(Error::StillRuns { id: container.id.clone(), pid: init.pid })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_in_the_program_s_words() {
+        let options = [OsString::from("-c")];
+        let run = |script| run("sh", &options, &[script], Duration::from_secs(20), &|| true);
+        assert!(run("exit 0").is_ok());
+        let error = run("echo no such container >&2; exit 125").unwrap_err();
+        assert!(matches!(&error, Error::Program { source: crate::sys::process::Error::Failed { .. }, .. }));
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap();
+        assert!(source.ends_with("no such container"), "{source}");
+        assert!(error.to_string().starts_with("`sh echo no such container"), "{error}");
+    }
+}

@@ -7,9 +7,12 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use snapfs::tree::ErrorKind;
 
 use crate::harness::lab::{Bundle, Container, Podman, attempt, directory, run, text};
 use crate::harness::mount::{Place, eventually, in_lab};
+use crate::harness::rootfs::file;
+use crate::harness::world::World;
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -212,4 +215,33 @@ fn a_container_is_stopped_and_started_again() {
         run(&["umoci", "unpack", "--image", &format!("{}:latest", image.display()), at.to_str().unwrap()]);
         assert_eq!(fs::read_to_string(at.join("rootfs/srv/ended")).unwrap(), "ended\n");
     }
+}
+
+/// The engine is a fake, so that it can be asked what was asked of it.
+#[test]
+fn whatever_comes_of_it_a_stopped_container_is_started_again() {
+    let Some(world) = World::new() else { return };
+    world.overlay("web");
+    let asked = |from: usize| {
+        let all = world.engine.log().split_off(from);
+        all.into_iter().filter(|line| line.starts_with("stop") || line.starts_with("start")).collect::<Vec<_>>()
+    };
+    // It does not run.
+    world.commit("web", "img pause=stop").unwrap();
+    assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("stopped"));
+    assert_eq!(asked(0), Vec::<String>::new());
+    world.run("web");
+    world.commit("web", "img pause=stop").unwrap();
+    assert_eq!(world.whole("img").annotation("io.snapfs.pause"), Some("stop"));
+    assert_eq!(asked(0), ["stop web-id", "start web-id"]);
+    assert_eq!(world.read("containers/web/status").unwrap(), "running\n");
+    // A commit that fails.
+    let before = world.engine.log().len();
+    world.make("web", &[file(".wh.x", "")]);
+    let error = world.commit("web", "other pause=stop").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
+    assert_eq!(asked(before), ["stop web-id", "start web-id"]);
+    assert_eq!(world.read("containers/web/status").unwrap(), "running\n");
+    assert_eq!(world.images(), ["img"]);
+    world.assert_thawed("web", "stopped and started");
 }
