@@ -59,7 +59,9 @@ pub(super) fn seal(
     let pending: Vec<Vec<Place>> = parts.iter().map(Part::pending).collect();
     let expected = pending.iter().flatten().map(|place| place.metadata.size).sum::<u64>() * 5 / 4;
     let mut aside = Aside::prepare(lease, expected)?;
-    rehearse(&mut aside, &snapshot, &pending, progress)?;
+    for (part, pending) in parts.iter().zip(&pending) {
+        part.about(rehearse(&mut aside, &part.snapshot, pending, progress))?;
+    }
     progress.enter("frozen");
     let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
