@@ -1,3 +1,5 @@
+//! Volumes and bind mounts: left out, named, or each a layer of its own that is of the same moment as the rest.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
