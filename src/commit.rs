@@ -64,10 +64,12 @@ pub fn commit(
         author: options.author.clone(),
         comment: options.message.clone(),
     };
-    let (mut layer, mut entry) = (captured.layer.take().map(|layer| layer.finish_for(progress)).transpose()?, history(""));
+    let (mut layer, mut entry) =
+        (captured.layer.take().map(|layer| layer.finish_for(progress)).transpose()?, history(""));
     for (volume, writer) in std::mem::take(&mut captured.volumes) {
         parent = parent.with(layer, entry)?;
-        (layer, entry) = (Some(writer.finish_for(progress)?), history(&format!(": volume {}", volume.destination.display())));
+        (layer, entry) =
+            (Some(writer.finish_for(progress)?), history(&format!(": volume {}", volume.destination.display())));
     }
     let draft = Draft { parent: &parent, layer: layer.as_ref(), history: entry, annotations };
     let manifest = draft.write(&lease)?;

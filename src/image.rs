@@ -14,9 +14,9 @@ mod seek_table;
 mod tar_entries;
 
 pub use build::{Draft, History, Parent};
+pub use change::{Change, InvalidChange, Verb as ChangeVerb};
 pub use chunked::{TAIL, seek_table_end};
 pub use decode::Encoding;
-pub use change::{Change, InvalidChange, Verb as ChangeVerb};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
 
