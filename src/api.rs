@@ -6,6 +6,7 @@
 mod container;
 mod error;
 mod image;
+mod label;
 mod request;
 mod words;
 
@@ -16,6 +17,7 @@ pub use crate::oci::{Digest, ImageName};
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use image::{ImageEntry, ImageKey};
+pub use label::{LABEL_LIMIT, LABELS_LIMIT};
 pub use request::Verb;
 
 use std::collections::{HashMap, HashSet};

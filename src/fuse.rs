@@ -32,6 +32,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::sys::abi;
 use crate::sys::process::is_told_to_end;
 use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree};
 
@@ -167,7 +168,7 @@ impl fuser::Filesystem for Fuse {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -190,7 +191,13 @@ impl fuser::Filesystem for Fuse {
             times: atime.is_some() || mtime.is_some(),
         };
         let node = self.writers.resolve(ino.0);
-        match self.call("setattr", ino, |tree| tree.set_attr(node, change)) {
+        let set = self.call("setattr", ino, |tree| {
+            if let Some(size) = size {
+                tree.resize(node, size, &convert::caller(request))?;
+            }
+            tree.set_attr(node, change)
+        });
+        match set {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&Attr { ino: ino.0, ..attr })),
             Err(errno) => reply.error(errno),
         }
@@ -269,6 +276,9 @@ impl fuser::Filesystem for Fuse {
             Ok(Opened::Control { fh }) => {
                 if access.write {
                     self.writers.opened(ino.0, fh, caller.tid);
+                }
+                if convert::empties(flags) {
+                    self.tree.opened_empty(fh);
                 }
                 reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
@@ -436,8 +446,21 @@ impl fuser::Filesystem for Fuse {
         );
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(self.refuse(parent, "create"));
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let (flags, caller) = (OpenFlags(flags), convert::caller(request));
+        let access = convert::access(flags);
+        let exclusive = flags.0 & abi::O_EXCL != 0;
+        match self.call("create", parent, |tree| tree.create(parent.0, name, exclusive, access, &caller)) {
+            Ok((mut attr, Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. })) => {
+                attr.ino = self.writers.look_up(attr.ino, caller.tid);
+                if access.write {
+                    self.writers.opened(attr.ino, fh, caller.tid);
+                }
+                let (ttl, fh) = (convert::ttl(attr.lifetime), FileHandle(fh));
+                reply.created(&ttl, &convert::attr(&attr), GENERATION, fh, convert::VOLATILE_FLAGS);
+            }
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

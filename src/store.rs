@@ -33,6 +33,7 @@ mod layout;
 mod lease;
 mod names;
 mod record;
+mod relabel;
 mod scan;
 mod spool;
 mod tag;

@@ -12,6 +12,7 @@ mod handle;
 mod images;
 mod inode;
 mod jobs;
+mod labels;
 mod node;
 
 pub use crate::api::{Error, ErrorKind};
@@ -131,6 +132,10 @@ impl Tree {
     /// Truncating and touching a control file is what shells do before they write: accepted, and without effect.
     pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
+        if let Node::Label(..) = node {
+            // Editors that write a new file give it the owner and mode of the old one, which it has already.
+            return self.describe(&node, ino);
+        }
         if change.owner || change.mode {
             return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set gid= when mounting"));
         }
@@ -184,6 +189,9 @@ impl Tree {
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
             return Ok(Opened::Control { fh });
         }
+        if let Node::Label(key, label) = node {
+            return Ok(self.open_label(key, label, access, caller));
+        }
         if access.write {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
         }
@@ -230,6 +238,10 @@ impl Tree {
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
+            Handle::Label(open) => {
+                let text = self.api.label(&open.key, &open.label).map(|value| labels::text(&value)).unwrap_or_default();
+                Ok(Reply::Now(slice(&text, offset, size)))
+            }
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -258,14 +270,17 @@ impl Tree {
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
-            Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+            Handle::Text(_) | Handle::Label(_) | Handle::Stored(_) | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
     }
 
     /// Close a file. A job goes on.
     pub fn release(&self, fh: u64) {
-        self.handles.lock().remove(fh);
+        let closed = self.handles.lock().remove(fh);
+        if let Some(Handle::Label(open)) = closed {
+            self.close_label(&open);
+        }
     }
 
     /// Close a directory.
@@ -273,9 +288,14 @@ impl Tree {
         self.handles.lock().remove(fh);
     }
 
-    /// No file of the tree can be deleted by itself.
-    pub fn unlink(&self, parent: u64, name: &OsStr, _caller: &Caller) -> Result<(), Error> {
+    /// No file of the tree can be deleted by itself, but a label.
+    pub fn unlink(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
         let parent = self.node(parent)?;
+        if let Node::Labels(key) = &parent
+            && let Node::Label(_, label) = self.find_label(key, name)?
+        {
+            return self.remove_label(key, &label, caller);
+        }
         let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
         match found.ok_or_else(|| not_found(name))?.kind() {
             Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
@@ -317,7 +337,14 @@ impl Tree {
     ) -> Result<(), Error> {
         let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
-        let Node::Image(source) = source else { return Err(fixed()) };
+        let source = match source {
+            Node::Image(source) => source,
+            Node::Label(key, label) => {
+                let target = self.node(new_parent)?;
+                return self.rename_label((&key, &label), &target, new_name.as_ref(), !no_replace, caller);
+            }
+            _ => return Err(fixed()),
+        };
         let (target, replace) = match self.node(new_parent)? {
             Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
             Node::Image(target) if new_name == name => (target.name.to_string(), true),
@@ -394,6 +421,7 @@ impl Tree {
             Node::Images(prefix) => Ok(images::list(api, prefix)),
             Node::Image(key) => Ok(images::entries(key)),
             Node::Annotations(key) => images::annotations(api, key),
+            Node::Labels(key) => labels::list(api, key),
             Node::Blobs(key) => Ok(vec![("sha256".to_owned(), Node::BlobsSha256(key.clone()))]),
             Node::BlobsSha256(key) => images::blobs(api, key),
             Node::Layers(key) => images::layers(api, key),
@@ -421,6 +449,7 @@ impl Tree {
                 let image = api.image(key)?;
                 Ok(format!("{}\n", image.annotations.get(name).ok_or_else(gone)?).into_bytes())
             }
+            Node::Label(key, label) => Ok(labels::text(&api.label(key, label).ok_or_else(gone)?)),
             Node::LayerFile(key, at, file) => images::layer_text(api, key, *at, *file)?.ok_or_else(gone),
             Node::JobFile(id, file) => Ok(jobs::text(&*api.job(*id).ok_or_else(gone)?, *file)),
             _ => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
@@ -466,7 +495,9 @@ impl Tree {
 
     fn time(&self, node: &Node) -> SystemTime {
         let time = match node {
-            Node::Image(key) | Node::ImageFile(key, _) => self.api.named_at(&key.name),
+            Node::Image(key) | Node::ImageFile(key, _) | Node::Labels(key) | Node::Label(key, _) => {
+                self.api.named_at(&key.name)
+            }
             _ => None,
         };
         time.map_or(self.started, SystemTime::from)
@@ -479,7 +510,8 @@ fn mode(node: &Node) -> u16 {
         Node::Root => 0o755,
         Node::RootFile(_) => 0o444,
         // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
-        Node::Images(_) | Node::Image(_) => 0o770,
+        Node::Images(_) | Node::Image(_) | Node::Labels(_) => 0o770,
+        Node::Label(..) => 0o660,
         node if node.is_control() => 0o660,
         node => match node.kind() {
             Kind::Directory => 0o750,

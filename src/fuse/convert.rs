@@ -70,6 +70,11 @@ pub(crate) fn access(flags: OpenFlags) -> Access {
     Access { read, write, nonblock: flags.0 & abi::O_NONBLOCK != 0 }
 }
 
+/// Whether open(2) empties the file.
+pub(crate) fn empties(flags: OpenFlags) -> bool {
+    flags.0 & abi::O_TRUNC != 0
+}
+
 /// Who asks. `pid` of the protocol is the thread's id.
 pub(crate) fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), tid: request.pid() }

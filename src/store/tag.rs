@@ -96,8 +96,16 @@ impl Store {
             true => Ok(()),
             false => inner.disk.sync_dir(parent(&old)),
         });
-        let taken_back =
-            synced.is_err() && Inner::put_back(inner, from).and_then(|()| Inner::put_back(inner, to)).is_ok();
+        let take_back = || {
+            // Each before the other goes, as far as the disk lets us: the directories were changed again, so these
+            // syncs are no second tries.
+            Inner::put_back(inner, from)?;
+            let _ = inner.disk.sync_dir(parent(&old));
+            Inner::put_back(inner, to)?;
+            let _ = inner.disk.sync_dir(parent(&new));
+            Ok::<(), Error>(())
+        };
+        let taken_back = synced.is_err() && take_back().is_ok();
         if taken_back {
             inner.prune(&made);
         } else {
@@ -194,7 +202,7 @@ impl Inner {
     }
 
     /// Take back a change whose durability failed: what memory says of the name goes to the disk again.
-    fn put_back(inner: &Arc<Inner>, name: &ImageName) -> Result<(), Error> {
+    pub(crate) fn put_back(inner: &Arc<Inner>, name: &ImageName) -> Result<(), Error> {
         let before = inner.names.read().get(name).cloned();
         let path = layout::record(name);
         match before {
@@ -225,7 +233,7 @@ impl Inner {
         }
     }
 
-    fn encode(&self, name: &ImageName, record: &Record) -> Result<Vec<u8>, Error> {
+    pub(crate) fn encode(&self, name: &ImageName, record: &Record) -> Result<Vec<u8>, Error> {
         let path = layout::record(name);
         let bytes = record.encode().map_err(|error| self.disk.error("encode", &path, error.into()))?;
         match bytes.len() as u64 {

@@ -38,19 +38,23 @@ Tools that read no zstd, such as umoci 0.4, want compression=gzip.
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset does not matter.
+    /// The offset matters to labels only.
     pub fn write(
         &self,
         fh: u64,
-        _offset: u64,
+        offset: u64,
         bytes: &[u8],
         nonblock: bool,
         caller: &Caller,
     ) -> Result<Reply<u32>, Error> {
-        let Handle::Control(conversation) = self.handle(fh)? else {
-            return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
-        };
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let conversation = match self.handle(fh)? {
+            Handle::Control(conversation) => conversation,
+            Handle::Label(open) => {
+                return self.write_label(&open, offset, bytes, caller).map(|()| Reply::Now(written));
+            }
+            _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
+        };
         let refused = |error| self.refused(&conversation.node, caller, bytes, error);
         self.check_writer(&conversation, caller).map_err(refused)?;
         let line = line(bytes);
@@ -94,13 +98,7 @@ impl Tree {
     /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its
     /// user must not be made to write what the user chose. Nor may a process inside a container.
     fn check_writer(&self, conversation: &Conversation, caller: &Caller) -> Result<(), Error> {
-        if caller.uid != conversation.opener.uid {
-            let message = format!(
-                "user {} opened the control file, and user {} writes to it; open it as the user who writes",
-                conversation.opener.uid, caller.uid
-            );
-            return Err(Error::new(ErrorKind::Denied, message));
-        }
+        check_opener(&conversation.opener, caller)?;
         self.api.authorise(caller.tid)
     }
 
@@ -136,6 +134,17 @@ impl Tree {
             None => self.text(&conversation.node),
         })
     }
+}
+
+/// See [`Tree::check_writer`].
+pub(super) fn check_opener(opener: &Caller, caller: &Caller) -> Result<(), Error> {
+    if caller.uid == opener.uid {
+        return Ok(());
+    }
+    let (opener, writer) = (opener.uid, caller.uid);
+    let message =
+        format!("user {opener} opened the file, and user {writer} writes to it; open it as the user who writes");
+    Err(Error::new(ErrorKind::Denied, message))
 }
 
 fn subject(node: &Node) -> Option<(String, &'static str)> {

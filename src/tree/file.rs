@@ -166,6 +166,24 @@ pub(super) fn encode_name(text: &str) -> String {
     if name.is_empty() { "%".to_owned() } else { name }
 }
 
+/// The text that [`encode_name`] made a name of; `None` if it made none of them so.
+pub(super) fn decode_name(name: &str) -> Option<String> {
+    if name == "%" {
+        return Some(String::new());
+    }
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +197,16 @@ mod tests {
         assert_eq!(encode_name(""), "%");
         assert_eq!(encode_name(&"é".repeat(1000)).len(), 255);
         assert_ne!(encode_name(&"x".repeat(1000)), encode_name(&"x".repeat(1001)));
+    }
+
+    #[test]
+    fn names_are_decoded() {
+        for text in ["", "a/b", "100%", ".x", "é\n", "%2F", "plain"] {
+            assert_eq!(decode_name(&encode_name(text)).as_deref(), Some(text));
+        }
+        for wrong in ["%2", "a%", "%zz", "%FF", "%+1"] {
+            assert_eq!(decode_name(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

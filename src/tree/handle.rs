@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::api::{Error, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
+use crate::tree::labels;
 use crate::tree::node::Node;
 
 /// What is behind a file handle.
@@ -20,6 +21,8 @@ pub(super) enum Handle {
     Wait(Arc<SnapfsJob>),
     /// A control file.
     Control(Arc<Conversation>),
+    /// A label, for writing.
+    Label(Arc<labels::Open>),
     /// A blob.
     Stored(Arc<std::fs::File>),
     /// A directory as it was at open.
@@ -151,7 +154,7 @@ impl Handles {
         self.open.get(&fh).cloned()
     }
 
-    pub(super) fn remove(&mut self, fh: u64) {
-        self.open.remove(&fh);
+    pub(super) fn remove(&mut self, fh: u64) -> Option<Handle> {
+        self.open.remove(&fh)
     }
 }

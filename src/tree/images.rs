@@ -2,6 +2,7 @@
 
 use crate::api::{Error, ImageEntry, ImageKey, Snapfs};
 use crate::tree::file::{ImageFile, LayerFile, encode_name};
+use crate::tree::labels::LABELS;
 use crate::tree::node::Node;
 
 const ANNOTATIONS: &str = "annotations";
@@ -37,6 +38,7 @@ pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {
         files.map(|(file, name, _)| ((*name).to_owned(), Node::ImageFile(key.clone(), *file))).collect();
     entries.push((ANNOTATIONS.to_owned(), Node::Annotations(key.clone())));
     entries.push((BLOBS.to_owned(), Node::Blobs(key.clone())));
+    entries.push((LABELS.to_owned(), Node::Labels(key.clone())));
     entries.push((LAYERS.to_owned(), Node::Layers(key.clone())));
     entries
 }
@@ -45,6 +47,7 @@ pub(super) fn entry(key: &ImageKey, name: &str) -> Option<Node> {
     match name {
         ANNOTATIONS => Some(Node::Annotations(key.clone())),
         BLOBS => Some(Node::Blobs(key.clone())),
+        LABELS => Some(Node::Labels(key.clone())),
         LAYERS => Some(Node::Layers(key.clone())),
         _ => ImageFile::of(name).map(|file| Node::ImageFile(key.clone(), file)),
     }

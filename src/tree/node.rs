@@ -24,6 +24,9 @@ pub(super) enum Node {
     ImageFile(ImageKey, ImageFile),
     Annotations(ImageKey),
     Annotation(ImageKey, String),
+    /// The labels of the name: the only directory in which files are made and deleted.
+    Labels(ImageKey),
+    Label(ImageKey, String),
     Blobs(ImageKey),
     BlobsSha256(ImageKey),
     Blob(ImageKey, Digest),
@@ -49,6 +52,7 @@ impl Node {
             | Node::ContainerLabel(..)
             | Node::ImageFile(..)
             | Node::Annotation(..)
+            | Node::Label(..)
             | Node::Blob(..)
             | Node::LayerFile(..)
             | Node::JobFile(..) => Kind::File,
@@ -59,6 +63,7 @@ impl Node {
             | Node::Images(_)
             | Node::Image(_)
             | Node::Annotations(_)
+            | Node::Labels(_)
             | Node::Blobs(_)
             | Node::BlobsSha256(_)
             | Node::Layers(_)
@@ -91,6 +96,8 @@ impl Node {
             | Node::ContainerLabel(..)
             | Node::Images(_)
             | Node::Image(_)
+            | Node::Labels(_)
+            | Node::Label(..)
             | Node::Jobs
             | Node::Job(_)
             | Node::JobFile(..)

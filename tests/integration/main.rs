@@ -32,6 +32,8 @@ mod guard;
 mod interop;
 // The daemon killed at any moment of a commit.
 mod kill;
+// Labels on image names: their files, and what tools make of them.
+mod labels;
 // A layer's bytes: frames, seek table, retraction, failures, memory.
 mod layer;
 // The import table of docs/architecture.md against src/.
