@@ -5,8 +5,11 @@
 
 mod container;
 mod error;
+mod facts;
 mod image;
 mod label;
+mod namespace;
+mod query;
 mod request;
 mod words;
 
@@ -18,6 +21,7 @@ pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use image::{ImageEntry, ImageKey};
 pub use label::{LABEL_LIMIT, LABELS_LIMIT};
+pub use query::Match;
 pub use request::Verb;
 
 use std::collections::{HashMap, HashSet};
@@ -28,6 +32,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::engine::Engines;
+use crate::filter::Filter;
 use crate::guard::Guard;
 use crate::job::{Job, Jobs};
 use crate::store::Store;
@@ -52,6 +57,8 @@ pub struct Parts {
     pub workers: usize,
     /// How long a container may stay frozen, if the user says so.
     pub freeze_limit: Option<Duration>,
+    /// `namespace=`: only names below it are seen, and new ones are put there.
+    pub namespace: Option<ImageName>,
 }
 
 /// The product: containers, images and jobs, and the verbs that act on them.
@@ -63,6 +70,10 @@ pub struct Snapfs {
     clock: Clock,
     jobs: Jobs<Error>,
     images: Mutex<HashMap<Digest, Arc<Image>>>,
+    facts: facts::AllFacts,
+    filters: Mutex<HashMap<String, Arc<Filter>>>,
+    query_error: Mutex<String>,
+    namespace: Option<ImageName>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
@@ -92,6 +103,10 @@ impl Snapfs {
             clock: parts.clock,
             jobs: Jobs::new(parts.workers, on_end, abandoned),
             images: Mutex::default(),
+            facts: facts::AllFacts::default(),
+            filters: Mutex::default(),
+            query_error: Mutex::default(),
+            namespace: parts.namespace,
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,

@@ -14,6 +14,7 @@ mod inode;
 mod jobs;
 mod labels;
 mod node;
+mod query;
 
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
@@ -152,6 +153,7 @@ impl Tree {
         match self.node(ino)? {
             Node::ContainerRoot(key) => Ok(self.api.root_path(&key)?.into_os_string().into_vec()),
             Node::LayerBlob(key, at) => Ok(images::layer_blob(&self.api, &key, at)?.ok_or_else(gone)?.into_bytes()),
+            Node::QueryLink(target) => Ok(target.as_bytes().to_vec()),
             Node::LastJob => Ok(self.api.last_job().ok_or_else(gone)?.to_string().into_bytes()),
             _ => Err(Error::new(ErrorKind::Invalid, "not a symbolic link")),
         }
@@ -395,6 +397,8 @@ impl Tree {
             }
             Node::Images(prefix) => images::find(api, prefix, name),
             Node::Image(key) => images::entry(key, name),
+            Node::QueryRoot => query::find(api, name)?,
+            Node::Query(filter) => query::entry_of(api, filter, name)?,
             Node::Jobs => jobs::find(api, name),
             _ => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
         })
@@ -410,6 +414,7 @@ impl Tree {
                 entries.push(("containers".to_owned(), Node::Containers));
                 entries.push(("images".to_owned(), Node::Images(String::new())));
                 entries.push(("jobs".to_owned(), Node::Jobs));
+                entries.push((query::QUERY.to_owned(), Node::QueryRoot));
                 Ok(entries)
             }
             Node::Containers => Ok(containers::list(api)),
@@ -426,6 +431,8 @@ impl Tree {
             Node::BlobsSha256(key) => images::blobs(api, key),
             Node::Layers(key) => images::layers(api, key),
             Node::Layer(key, at) => Ok(images::layer_entries(key, *at)),
+            Node::QueryRoot => Ok(Vec::new()),
+            Node::Query(filter) => query::list(api, filter),
             Node::Jobs => Ok(jobs::list(api)),
             Node::Job(id) => Ok(jobs::entries(*id)),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
@@ -440,6 +447,7 @@ impl Tree {
             Node::RootFile(RootFile::Readme) => Ok(README.as_bytes().to_vec()),
             Node::RootFile(RootFile::Version) => Ok(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes().to_vec()),
             Node::RootFile(RootFile::Health) => Ok(api.health().into_bytes()),
+            Node::QueryError => Ok(api.query_error().into_bytes()),
             Node::ContainerFile(key, file) => containers::text(api, key, *file),
             Node::ContainerLabel(key, label) => {
                 Ok(format!("{}\n", containers::label(api, key, label)?.ok_or_else(gone)?).into_bytes())

@@ -41,7 +41,8 @@ const KEPT_IMAGES: usize = 1024;
 impl Snapfs {
     /// One level of the images: `prefix` is empty or names a directory of images.
     pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
-        let entries = self.store.list(prefix).into_iter();
+        let prefix = self.full_path(prefix);
+        let entries = self.store.list(&prefix).into_iter();
         entries
             .filter_map(|(component, entry)| {
                 let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
@@ -52,12 +53,13 @@ impl Snapfs {
 
     /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
+        let name = self.full_path(name);
         let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
             Some(record) => store::Entry::Image(record),
-            None if self.store.has_children(name) => store::Entry::Directory,
+            None if self.store.has_children(&name) => store::Entry::Directory,
             None => return None,
         };
-        image_entry(name, entry)
+        image_entry(&name, entry)
     }
 
     /// The image itself.
@@ -118,10 +120,10 @@ impl Snapfs {
         Ok(())
     }
 
-    /// Give the image another name, replacing an image of that name only if `replace`.
+    /// Give the image, by its name in the store, another one below `images/`, replacing an image of that name only if `replace`.
     pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
         let replace = if replace { Replace::Allowed } else { Replace::Refused };
-        self.store.rename(from, to, replace)?;
+        self.store.rename(from, &self.full_name(to)?, replace)?;
         self.start_collection();
         Ok(())
     }
@@ -145,10 +147,11 @@ impl Snapfs {
         for blob in image.blobs() {
             lease.adopt(&blob.digest)?;
         }
+        let name = self.full_name(&name)?;
         let kind = Some(image.kind().to_owned());
         let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
-        Ok(name.to_string())
+        Ok(line.trim().to_owned())
     }
 
     /// Bytes and files of the store's file system: size, free, inodes, free inodes.

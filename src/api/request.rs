@@ -56,7 +56,8 @@ impl Snapfs {
         line: &str,
         uid: u32,
     ) -> Result<(Arc<SnapfsJob>, bool), Error> {
-        let options = Options::parse(line)?;
+        let mut options = Options::parse(line)?;
+        options.name = self.full_name(&options.name)?;
         let container = self.container(key)?;
         let detach = options.detach;
         let command = format!("containers/{}/{} {line}", name::encode(&container.name), verb.as_str());

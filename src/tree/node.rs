@@ -1,5 +1,7 @@
 //! [`Node`]: every kind of node there is, in one place.
 
+use std::sync::Arc;
+
 use crate::api::{ContainerKey, Digest, ImageKey, JobId};
 use crate::tree::attr::Kind;
 use crate::tree::file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
@@ -36,6 +38,14 @@ pub(super) enum Node {
     /// The symlink to the layer's blob.
     LayerBlob(ImageKey, usize),
 
+    /// `query/`, which lists nothing.
+    QueryRoot,
+    QueryError,
+    /// A filter, as it is spelled in the path.
+    Query(Arc<str>),
+    /// A symlink to something that a filter chose: where it points to.
+    QueryLink(Arc<str>),
+
     Jobs,
     Job(JobId),
     JobFile(JobId, JobFile),
@@ -46,7 +56,7 @@ pub(super) enum Node {
 impl Node {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Node::ContainerRoot(_) | Node::LayerBlob(..) | Node::LastJob => Kind::Symlink,
+            Node::ContainerRoot(_) | Node::LayerBlob(..) | Node::QueryLink(_) | Node::LastJob => Kind::Symlink,
             Node::RootFile(_)
             | Node::ContainerFile(..)
             | Node::ContainerLabel(..)
@@ -55,6 +65,7 @@ impl Node {
             | Node::Label(..)
             | Node::Blob(..)
             | Node::LayerFile(..)
+            | Node::QueryError
             | Node::JobFile(..) => Kind::File,
             Node::Root
             | Node::Containers
@@ -68,6 +79,8 @@ impl Node {
             | Node::BlobsSha256(_)
             | Node::Layers(_)
             | Node::Layer(..)
+            | Node::QueryRoot
+            | Node::Query(_)
             | Node::Jobs
             | Node::Job(_) => Kind::Directory,
         }
@@ -98,6 +111,10 @@ impl Node {
             | Node::Image(_)
             | Node::Labels(_)
             | Node::Label(..)
+            | Node::QueryRoot
+            | Node::QueryError
+            | Node::Query(_)
+            | Node::QueryLink(_)
             | Node::Jobs
             | Node::Job(_)
             | Node::JobFile(..)

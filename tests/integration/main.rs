@@ -40,8 +40,12 @@ mod layer;
 mod layering;
 // The life of a mount, and what every program may expect of it.
 mod mount;
+// What filters choose.
+mod query;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// A hundred thousand images.
+mod scale;
 // A container that is frozen for a moment, with processes in it that write all the time.
 mod seal;
 // Control files as people write to them.
