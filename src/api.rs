@@ -5,9 +5,12 @@
 
 mod container;
 mod error;
+mod event;
 mod facts;
+mod gc;
 mod image;
 mod label;
+mod metrics;
 mod namespace;
 mod query;
 mod request;
@@ -19,6 +22,8 @@ pub use crate::job::JobId;
 pub use crate::oci::{Digest, ImageName};
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
+pub use event::EventReader;
+pub use gc::{Collect, collect};
 pub use image::{ImageEntry, ImageKey};
 pub use label::{LABEL_LIMIT, LABELS_LIMIT};
 pub use query::Match;
@@ -73,6 +78,10 @@ pub struct Snapfs {
     facts: facts::AllFacts,
     filters: Mutex<HashMap<String, Arc<Filter>>>,
     query_error: Mutex<String>,
+    events: Arc<event::Events>,
+    counters: Arc<metrics::Counters>,
+    /// One layer at a time is unpacked to be measured.
+    measuring: Mutex<()>,
     namespace: Option<ImageName>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
@@ -86,11 +95,17 @@ impl Snapfs {
     /// Put the parts together and start the workers.
     pub fn new(parts: Parts) -> Arc<Snapfs> {
         let (wake, ended) = bounded(1);
-        // A full channel already holds the wake-up that this one would be.
-        let waker = wake.clone();
-        let on_end = Box::new(move |_| {
+        let events = Arc::new(event::Events::new(parts.clock, parts.namespace.clone(), wake.clone()));
+        let counters = Arc::new(metrics::Counters::default());
+        let (waker, told, counted) = (wake.clone(), Arc::clone(&events), Arc::clone(&counters));
+        let on_change = Box::new(move |job: &SnapfsJob| {
+            told.job_changed(job);
+            counted.job_changed(job);
+            // A full channel already holds the wake-up that this one would be.
             let _ = waker.try_send(());
         });
+        let told = Arc::clone(&events);
+        parts.store.watch(move |change| told.store_changed(change));
         let words = Arc::new(Words::default());
         let (clock, said) = (parts.clock, Arc::clone(&words));
         let abandoned = Box::new(move |job: &SnapfsJob, why| request::abandoned(&said, clock, job, why));
@@ -101,11 +116,14 @@ impl Snapfs {
             engines: parts.engines,
             guard: parts.guard,
             clock: parts.clock,
-            jobs: Jobs::new(parts.workers, on_end, abandoned),
+            jobs: Jobs::new(parts.workers, on_change, abandoned),
             images: Mutex::default(),
             facts: facts::AllFacts::default(),
             filters: Mutex::default(),
             query_error: Mutex::default(),
+            events,
+            counters,
+            measuring: Mutex::default(),
             namespace: parts.namespace,
             words,
             frozen_by_us: Arc::default(),
@@ -152,7 +170,7 @@ impl Snapfs {
         let _ = self.collect.try_send(());
     }
 
-    /// The state of the daemon, one `key value` a line.
+    /// The state of the daemon, one `key value` a line. Looks at every blob if the store has changed since the last time.
     pub fn health(&self) -> String {
         let mut lines = vec![format!("pid {}", std::process::id())];
         lines.extend(self.engines.health());
@@ -161,6 +179,15 @@ impl Snapfs {
             Some(reason) => lines.push(format!("store read-only: {reason}")),
         }
         lines.push(format!("store_images {}", self.store.names().len()));
+        match self.store.census() {
+            Ok(census) => lines.extend([
+                format!("store_blobs {}", census.blobs),
+                format!("store_bytes {}", census.bytes),
+                format!("store_shared_bytes {}", census.shared),
+                format!("store_garbage_bytes {}", census.garbage_bytes),
+            ]),
+            Err(error) => lines.push(format!("store_unread {error}")),
+        }
         lines.extend(self.store.faults().iter().map(|fault| format!("store_fault {fault}")));
         let (queued, running) = self.jobs.load();
         lines.push(format!("jobs_queued {queued}"));

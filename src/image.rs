@@ -8,10 +8,12 @@ mod pipeline;
 mod read;
 mod retract;
 mod seek_table;
+mod unpacked;
 
 pub use build::{Draft, History, Parent};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
+pub use unpacked::unpacked_size;
 
 use crate::oci::Digest;
 use crate::store;

@@ -5,13 +5,11 @@
 //! store alone. Imports point down and never to a peer; `docs/architecture.md` holds the table and
 //! `tests/integration/layering.rs` holds the code against it.
 
-<<<<<<< HEAD
-pub mod line;
-=======
 pub mod filter;
->>>>>>> a31055b (Queries: a filter is a directory of links to what it chooses; namespaces)
+pub mod line;
 pub mod oci;
 pub mod progress;
+pub mod retention;
 
 pub mod sys;
 

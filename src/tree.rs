@@ -13,8 +13,10 @@ mod images;
 mod inode;
 mod jobs;
 mod labels;
+mod later;
 mod node;
 mod query;
+mod written;
 
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
@@ -23,7 +25,7 @@ pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crossbeam_channel::Receiver;
@@ -33,6 +35,7 @@ use crate::api::{ImageName, Snapfs};
 use handle::{Conversation, Handle, Handles, slice};
 use inode::Inodes;
 use node::Node;
+use written::What;
 
 /// What an open file is to the kernel.
 #[derive(Debug)]
@@ -133,7 +136,7 @@ impl Tree {
     /// Truncating and touching a control file is what shells do before they write: accepted, and without effect.
     pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
-        if let Node::Label(..) = node {
+        if What::of(&node).is_some() {
             // Editors that write a new file give it the owner and mode of the old one, which it has already.
             return self.describe(&node, ino);
         }
@@ -191,8 +194,8 @@ impl Tree {
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
             return Ok(Opened::Control { fh });
         }
-        if let Node::Label(key, label) = node {
-            return Ok(self.open_label(key, label, access, caller));
+        if let Some(what) = What::of(&node) {
+            return self.open_written(what, access, caller);
         }
         if access.write {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
@@ -203,29 +206,12 @@ impl Tree {
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
             }
-            Node::ContainerFile(key, ContainerFile::Changes) => self.start_changes(key.clone())?,
-            Node::JobFile(id, JobFile::Wait) => {
-                let gone = || Error::new(ErrorKind::Stale, format!("job {id} is not remembered any more"));
-                Handle::Wait(self.api.job(*id).ok_or_else(gone)?)
-            }
-            _ => Handle::Text(self.text(&node)?.into()),
+            node => match self.open_later(node, access.nonblock)? {
+                Some(handle) => handle,
+                None => Handle::Text(self.text(node)?.into()),
+            },
         };
         Ok(Opened::Text { fh: self.handles.lock().insert(handle) })
-    }
-
-    /// A scan of a large container takes a while: it is made beside, and the first read waits for it.
-    fn start_changes(&self, key: crate::api::ContainerKey) -> Result<Handle, Error> {
-        let coming = Arc::new(OnceLock::new());
-        let (api, slot) = (Arc::clone(&self.api), Arc::clone(&coming));
-        let scan = move || {
-            // Only this thread sets it.
-            let _ = slot.set(api.changes(&key));
-            api.wake();
-        };
-        let spawned = std::thread::Builder::new().name("changes".to_owned()).spawn(scan);
-        spawned
-            .map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
-        Ok(Handle::Coming(coming))
     }
 
     /// Up to `size` bytes at `offset`.
@@ -240,10 +226,12 @@ impl Tree {
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
-            Handle::Label(open) => {
-                let text = self.api.label(&open.key, &open.label).map(|value| labels::text(&value)).unwrap_or_default();
-                Ok(Reply::Now(slice(&text, offset, size)))
-            }
+            Handle::Written(open) => Ok(Reply::Now(slice(&self.read_written(&open)?, offset, size))),
+            Handle::Events { reader, nonblock } => match reader.read(size as usize) {
+                Some(bytes) => Ok(Reply::Now(bytes)),
+                None if nonblock => Err(Error::new(ErrorKind::Again, "nothing has happened yet")),
+                None => wait_for(move || reader.read(size as usize).map(Ok)),
+            },
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -272,7 +260,8 @@ impl Tree {
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
-            Handle::Text(_) | Handle::Label(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+            Handle::Events { reader, .. } => reader.is_ready(),
+            Handle::Text(_) | Handle::Written(_) | Handle::Stored(_) | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
     }
@@ -280,8 +269,8 @@ impl Tree {
     /// Close a file. A job goes on.
     pub fn release(&self, fh: u64) {
         let closed = self.handles.lock().remove(fh);
-        if let Some(Handle::Label(open)) = closed {
-            self.close_label(&open);
+        if let Some(Handle::Written(open)) = closed {
+            self.close_written(&open);
         }
     }
 
@@ -389,7 +378,7 @@ impl Tree {
     fn child(&self, parent: &Node, name: &str) -> Result<Option<Node>, Error> {
         let api = &*self.api;
         Ok(match parent {
-            Node::Root => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
+            Node::Root if name == RootFile::Events.name() => Some(Node::RootFile(RootFile::Events)),
             Node::Containers => containers::find(api, name),
             Node::Container(key) => {
                 api.container(key)?;
@@ -408,7 +397,8 @@ impl Tree {
         let api = &*self.api;
         match node {
             Node::Root => {
-                let files = RootFile::TABLE.iter();
+                // Whoever reads the whole tree would wait for events for ever: they are found, and not listed.
+                let files = RootFile::TABLE.iter().filter(|(file, ..)| *file != RootFile::Events);
                 let mut entries: Vec<_> =
                     files.map(|(file, name, _)| ((*name).to_owned(), Node::RootFile(*file))).collect();
                 entries.push(("containers".to_owned(), Node::Containers));
@@ -446,7 +436,9 @@ impl Tree {
         match node {
             Node::RootFile(RootFile::Readme) => Ok(README.as_bytes().to_vec()),
             Node::RootFile(RootFile::Version) => Ok(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes().to_vec()),
-            Node::RootFile(RootFile::Health) => Ok(api.health().into_bytes()),
+            Node::RootFile(RootFile::Gc) => Ok(api.last_collection().into_bytes()),
+            Node::RootFile(RootFile::LastError) => Ok(api.last_store_error().into_bytes()),
+            Node::RootFile(RootFile::Retention) => api.retention(),
             Node::QueryError => Ok(api.query_error().into_bytes()),
             Node::ContainerFile(key, file) => containers::text(api, key, *file),
             Node::ContainerLabel(key, label) => {
@@ -486,9 +478,7 @@ impl Tree {
                 let image = self.api.image(key)?;
                 Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
             }
-            // Made when they are read.
-            Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
-            node if node.is_control() => Ok(0),
+            node if node.is_control() || later::is_made_later(node) => Ok(0),
             node => match node.kind() {
                 Kind::File => match self.text(node) {
                     Ok(text) => Ok(text.len() as u64),
@@ -516,6 +506,8 @@ impl Tree {
 fn mode(node: &Node) -> u16 {
     match node {
         Node::Root => 0o755,
+        Node::RootFile(RootFile::Retention | RootFile::Gc) => 0o660,
+        Node::RootFile(RootFile::Events | RootFile::LastError) => 0o440,
         Node::RootFile(_) => 0o444,
         // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
         Node::Images(_) | Node::Image(_) | Node::Labels(_) => 0o770,

@@ -77,6 +77,21 @@ impl Snapfs {
         Ok(image)
     }
 
+    /// The bytes of its layers when they are unpacked. Reads each layer through, once and for all, if nothing else tells.
+    pub fn unpacked_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        let image = self.image(key)?;
+        let _one_at_a_time = self.measuring.lock();
+        image.layers.iter().try_fold(0, |sum, layer| {
+            let size = crate::image::unpacked_size(&self.store, &layer.descriptor);
+            Ok(sum + size.map_err(|error| self.unless_gone(key, error.into()))?)
+        })
+    }
+
+    /// The bytes that only this name needs: what removing it would free.
+    pub fn unique_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        Ok(self.store.unique_size(&key.manifest)?)
+    }
+
     /// `index.json` of the image as a layout of its own (image-spec `image-layout.md`): one manifest, named by its tag.
     pub fn index_json(&self, key: &ImageKey) -> Result<Vec<u8>, Error> {
         let internal = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("index.json: {error}"));

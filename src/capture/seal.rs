@@ -47,6 +47,7 @@ pub(super) fn seal(
     freezing: &Freezing,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
+    progress.enter("scanning");
     let source = source::of(container);
     let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
     let mut changes = snapshot.changes(progress)?;

@@ -9,7 +9,7 @@ use crate::store::backend::FileKind;
 use crate::store::disk::Disk;
 use crate::store::document::{DOCUMENT_LIMIT, children, is_document, spelled_digests};
 use crate::store::record::RECORD_LIMIT;
-use crate::store::{Error, Store, layout};
+use crate::store::{Change, Error, Store, layout};
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,6 +90,8 @@ impl Store {
                 collected.bytes += size;
             }
         }
+        inner.changed();
+        inner.watch.tell(&Change::Collected { blobs: collected.blobs, bytes: collected.bytes });
         Ok(collected)
     }
 }

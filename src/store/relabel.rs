@@ -1,12 +1,12 @@
 //! Changing the labels of a name: one more record for the same image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::oci::ImageName;
 use crate::store::disk::parent;
 use crate::store::record::Record;
-use crate::store::{Error, Inner, Store, layout};
+use crate::store::{Change, Error, Inner, Store, layout};
 
 impl Store {
     /// Let `change` see and change the labels of a name. Changes of one name follow each other, so that two that concern
@@ -40,6 +40,10 @@ impl Store {
             inner.names.write().insert(name.clone(), Arc::clone(&record));
         }
         synced?;
+        let differs = |key: &&String| before.labels.get(*key) != record.labels.get(*key);
+        let keys: BTreeSet<&String> = before.labels.keys().chain(record.labels.keys()).filter(differs).collect();
+        let keys = keys.into_iter().cloned().collect();
+        inner.watch.tell(&Change::Labelled { name: name.clone(), keys });
         Ok(record)
     }
 }

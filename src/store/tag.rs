@@ -8,7 +8,7 @@ use crate::store::blob::read_document;
 use crate::store::disk::parent;
 use crate::store::document::{DEEPEST, DOCUMENT_LIMIT, children, is_document};
 use crate::store::record::{RECORD_LIMIT, Record};
-use crate::store::{Error, Inner, Lease, Store, layout};
+use crate::store::{Change, Error, Inner, Lease, Store, layout};
 
 /// Whether a name that stands for an image may move to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,11 @@ impl Store {
             }
             return Err(error);
         }
+        let replaced = self.record(name).is_some();
         inner.names.write().insert(name.clone(), Arc::clone(&record));
+        inner.changed();
+        let manifest = record.manifest.digest;
+        inner.watch.tell(&Change::Named { name: name.clone(), manifest, replaced });
         Ok(record)
     }
 
@@ -85,6 +89,7 @@ impl Store {
             return Ok(());
         }
         inner.require_free(to, replace)?;
+        let replaced = self.record(to).is_some();
         let (old, new) = (layout::record(from), layout::record(to));
         let made = inner.make_directories(to)?;
         if let Err(error) = inner.disk.rename(&old, &new) {
@@ -116,6 +121,8 @@ impl Store {
                 vacated
             };
             inner.prune(&inner.still_empty(vacated));
+            inner.changed();
+            inner.watch.tell(&Change::Renamed { from: from.clone(), to: to.clone(), replaced });
         }
         synced
     }
@@ -136,6 +143,8 @@ impl Store {
         if synced.is_ok() || Inner::put_back(inner, name).is_err() {
             let vacated = inner.names.write().remove(name);
             inner.prune(&inner.still_empty(vacated));
+            inner.changed();
+            inner.watch.tell(&Change::Removed { name: name.clone() });
         }
         synced
     }

@@ -2,7 +2,7 @@
 
 use crate::api::{Error, ErrorKind, Verb};
 use crate::tree::attr::Caller;
-use crate::tree::file::{ContainerFile, ImageFile};
+use crate::tree::file::{ContainerFile, ImageFile, RootFile};
 use crate::tree::handle::{Command, Conversation, Handle, Outcome, Talk};
 use crate::tree::node::Node;
 use crate::tree::{Reply, Tree, wait_for};
@@ -38,7 +38,7 @@ Tools that read no zstd, such as umoci 0.4, want compression=gzip.
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset matters to labels only.
+    /// The offset matters only to files that keep what is written.
     pub fn write(
         &self,
         fh: u64,
@@ -50,8 +50,8 @@ impl Tree {
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let conversation = match self.handle(fh)? {
             Handle::Control(conversation) => conversation,
-            Handle::Label(open) => {
-                return self.write_label(&open, offset, bytes, caller).map(|()| Reply::Now(written));
+            Handle::Written(open) => {
+                return self.write_written(&open, offset, bytes, caller).map(|()| Reply::Now(written));
             }
             _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };
@@ -120,6 +120,10 @@ impl Tree {
                 }
             }
             Node::ImageFile(key, ImageFile::Tag) => self.api.tag_image(key, line, caller.uid),
+            Node::RootFile(RootFile::Gc) => match self.api.submit_gc(line, caller.uid) {
+                Ok(job) => return Outcome::Job { job, detached: nonblock },
+                Err(error) => Err(error),
+            },
             Node::JobFile(id, _) => self.api.cancel(*id, line),
             _ => Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };

@@ -34,6 +34,11 @@ files!(
         Readme "README" "how to use this tree, one screen",
         Version "version" "the version of snapfs",
         Health "health" "the daemon's state, one \"key value\" a line",
+        Metrics "metrics" "numbers, in Prometheus' text format",
+        Events "events" "what happens from now on, a line of JSON each; reading waits for it",
+        Retention "retention" "which image names may go: lines of PATTERN keep=NUMBER within=TIME",
+        Gc "gc" "write 1: apply retention, remove what no image needs; write dry-run: say what would go",
+        LastError "last_error" "the last failed request on retention and gc, in full",
     }
 );
 
@@ -64,6 +69,8 @@ files!(
         Config "config.json" "the image config, byte for byte",
         Digest "digest" "the manifest's digest",
         Size "size" "bytes of all blobs, each counted once",
+        UnpackedSize "unpacked_size" "bytes of all layers when they are unpacked",
+        UniqueSize "unique_size" "bytes of the blobs that no other name needs: what rmdir frees",
         Created "created" "when the image was made, RFC 3339",
         Parent "parent" "the image it was made on, empty if unknown",
         Kind "kind" "commit, checkpoint or image",
@@ -88,7 +95,7 @@ files!(
     JobFile {
         Command "command" "the file that was written to, and the line",
         State "state" "queued, running, done, failed or cancelled",
-        Progress "progress" "phase, bytes and files so far",
+        Progress "progress" "phase, bytes and files so far and in all, bytes a second, seconds so far and left",
         Log "log" "what was done that the command did not say, a line each",
         Error "error" "why it failed, empty if it did not",
         Result "result" "what it made: the manifest's digest",
@@ -129,7 +136,7 @@ impl ImageFile {
 
     /// Whether the file speaks of the name, which can change, and not of the image, which cannot.
     pub(super) fn follows_the_name(self) -> bool {
-        self == ImageFile::LastError
+        matches!(self, ImageFile::LastError | ImageFile::UniqueSize)
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::api::{Error, SnapfsJob};
+use crate::api::{Error, EventReader, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
-use crate::tree::labels;
 use crate::tree::node::Node;
+use crate::tree::written;
 
 /// What is behind a file handle.
 #[derive(Debug, Clone)]
@@ -21,8 +21,10 @@ pub(super) enum Handle {
     Wait(Arc<SnapfsJob>),
     /// A control file.
     Control(Arc<Conversation>),
-    /// A label, for writing.
-    Label(Arc<labels::Open>),
+    /// A label or the policy, for writing.
+    Written(Arc<written::Open>),
+    /// What happens.
+    Events { reader: Arc<EventReader>, nonblock: bool },
     /// A blob.
     Stored(Arc<std::fs::File>),
     /// A directory as it was at open.

@@ -94,6 +94,8 @@ pub(super) fn text(api: &Snapfs, key: &ImageKey, file: ImageFile) -> Result<Vec<
         ImageFile::Config => Ok(image.config_bytes.clone()),
         ImageFile::Digest => line(&key.manifest.digest.to_string()),
         ImageFile::Size => line(&image.size().to_string()),
+        ImageFile::UnpackedSize => line(&api.unpacked_size(key)?.to_string()),
+        ImageFile::UniqueSize => line(&api.unique_size(key)?.to_string()),
         ImageFile::Created => line(image.created.as_deref().unwrap_or_default()),
         ImageFile::Parent => line(image.parent().unwrap_or_default()),
         ImageFile::Kind => line(image.kind()),

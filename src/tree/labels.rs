@@ -1,35 +1,17 @@
 //! `/images/NAME/labels/KEY`: the only files of the tree that are made, written and deleted one by one.
 //!
-//! A label is text, not a command: a write takes its place at the offset, and one newline at the end is the file's, not
-//! the value's. Each write is durable when it returns. `O_TRUNC` takes effect with the first write, so that nobody sees
-//! the label without either value, or with the closing of the file if nothing is written.
+//! One newline at the end is the file's, not the value's. How they are written to is in [`written`](super::written).
 
 use std::ffi::OsStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::api::{Error, ErrorKind, ImageKey, LABEL_LIMIT, Snapfs};
+use crate::api::{Error, ErrorKind, ImageKey, Snapfs};
 use crate::tree::attr::{Access, Attr, Caller};
-use crate::tree::control::check_opener;
 use crate::tree::file::{decode_name, encode_name};
-use crate::tree::handle::Handle;
 use crate::tree::node::Node;
 use crate::tree::{Opened, Tree, not_found};
 
 /// The directory's name.
 pub(super) const LABELS: &str = "labels";
-
-/// An open label.
-#[derive(Debug)]
-pub(super) struct Open {
-    pub(super) key: ImageKey,
-    pub(super) label: String,
-    pub(super) opener: Caller,
-    /// What was there does not count for the next write.
-    truncated: AtomicBool,
-    /// Nothing was written since, not even in vain.
-    untouched: AtomicBool,
-}
 
 pub(super) fn list(api: &Snapfs, key: &ImageKey) -> Result<Vec<(String, Node)>, Error> {
     let labels = api.labels(key)?.into_keys();
@@ -39,28 +21,6 @@ pub(super) fn list(api: &Snapfs, key: &ImageKey) -> Result<Vec<(String, Node)>, 
 /// What a label's file holds.
 pub(super) fn text(value: &str) -> Vec<u8> {
     format!("{value}\n").into_bytes()
-}
-
-/// The value after `bytes` were written at `offset` into the file of a label that was `before`.
-fn splice(before: Option<&str>, offset: u64, bytes: &[u8]) -> Result<String, Error> {
-    let mut file = before.map(text).unwrap_or_default();
-    let at = usize::try_from(offset).ok().filter(|at| *at <= file.len());
-    let at =
-        at.ok_or_else(|| Error::new(ErrorKind::Invalid, "a label cannot have a hole; write it from its beginning"))?;
-    if at + bytes.len() > LABEL_LIMIT + 1 {
-        let long = format!("a label and its value have {LABEL_LIMIT} bytes together at most");
-        return Err(Error::new(ErrorKind::TooBig, long));
-    }
-    let end = file.len().min(at + bytes.len());
-    file.splice(at..end, bytes.iter().copied());
-    value(file)
-}
-
-fn value(mut file: Vec<u8>) -> Result<String, Error> {
-    if file.last() == Some(&b'\n') {
-        file.pop();
-    }
-    String::from_utf8(file).map_err(|_| Error::new(ErrorKind::Invalid, "a label's value is UTF-8 text"))
 }
 
 /// The key that a new file's name stands for.
@@ -100,62 +60,6 @@ impl Tree {
         Ok((attr, opened))
     }
 
-    pub(super) fn open_label(&self, key: ImageKey, label: String, access: Access, caller: &Caller) -> Opened {
-        if !access.write {
-            let text = self.api.label(&key, &label).map(|value| text(&value)).unwrap_or_default();
-            return Opened::Text { fh: self.handles.lock().insert(Handle::Text(text.into())) };
-        }
-        let open =
-            Open { key, label, opener: *caller, truncated: AtomicBool::default(), untouched: AtomicBool::default() };
-        Opened::Control { fh: self.handles.lock().insert(Handle::Label(Arc::new(open))) }
-    }
-
-    /// The file was opened with `O_TRUNC`.
-    pub fn opened_empty(&self, fh: u64) {
-        if let Ok(Handle::Label(open)) = self.handle(fh) {
-            open.truncated.store(true, Ordering::Relaxed);
-            open.untouched.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// truncate(2), which concerns labels only.
-    pub fn resize(&self, ino: u64, size: u64, caller: &Caller) -> Result<(), Error> {
-        let Node::Label(key, label) = self.node(ino)? else { return Ok(()) };
-        let resized = self.api.authorise(caller.tid).and_then(|()| {
-            self.api.set_label(&key, &label, |before| {
-                let mut file = before.map(text).unwrap_or_default();
-                match usize::try_from(size) {
-                    Ok(size) if size <= file.len() => file.truncate(size),
-                    _ => return Err(Error::new(ErrorKind::Invalid, "a label cannot have a hole")),
-                }
-                value(file)
-            })
-        });
-        resized.map_err(|error| self.refused_label(&key, &label, caller, error))
-    }
-
-    pub(super) fn write_label(&self, open: &Open, offset: u64, bytes: &[u8], caller: &Caller) -> Result<(), Error> {
-        open.untouched.store(false, Ordering::Relaxed);
-        let written = check_opener(&open.opener, caller).and_then(|()| self.api.authorise(caller.tid)).and_then(|()| {
-            self.api.set_label(&open.key, &open.label, |before| {
-                let before = before.filter(|_| !open.truncated.load(Ordering::Relaxed));
-                splice(before, offset, bytes)
-            })
-        });
-        written.map_err(|error| self.refused_label(&open.key, &open.label, caller, error))?;
-        open.truncated.store(false, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The file is closed: what was truncated and never written is empty.
-    pub(super) fn close_label(&self, open: &Open) {
-        if open.untouched.load(Ordering::Relaxed)
-            && let Err(error) = self.api.set_label(&open.key, &open.label, |_| Ok(String::new()))
-        {
-            log::warn!("the label {:?} of {} keeps its value: {error}", open.label, open.key.name);
-        }
-    }
-
     pub(super) fn remove_label(&self, key: &ImageKey, label: &str, caller: &Caller) -> Result<(), Error> {
         let removed = self.api.authorise(caller.tid).and_then(|()| self.api.remove_label(key, label));
         removed.map_err(|error| self.refused_label(key, label, caller, error))
@@ -179,7 +83,7 @@ impl Tree {
         renamed.map_err(|error| self.refused_label(key, label, caller, error))
     }
 
-    fn refused_label(&self, key: &ImageKey, label: &str, caller: &Caller, error: Error) -> Error {
+    pub(super) fn refused_label(&self, key: &ImageKey, label: &str, caller: &Caller, error: Error) -> Error {
         let shown: String = label.chars().take(80).collect();
         self.api.record_refusal(&key.subject(), &format!("{LABELS}/{}", shown.escape_debug()), caller.uid, &error);
         error
@@ -195,20 +99,6 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_write_takes_its_place_in_the_file() {
-        let after = |before, offset, bytes: &[u8]| splice(before, offset, bytes).map_err(|error| error.kind);
-        assert_eq!(after(None, 0, b"x\n").unwrap(), "x");
-        assert_eq!(after(None, 0, b"x").unwrap(), "x");
-        assert_eq!(after(Some("x"), 1, b"y").unwrap(), "xy", "what follows an unfinished line");
-        assert_eq!(after(Some("x"), 2, b"y\n").unwrap(), "x\ny", "echo y >> KEY");
-        assert_eq!(after(Some("long"), 0, b"s").unwrap(), "song");
-        assert_eq!(after(Some("x"), 3, b"y"), Err(ErrorKind::Invalid));
-        assert_eq!(after(None, 0, b"\xff"), Err(ErrorKind::Invalid));
-        assert_eq!(after(None, 0, &[b'x'; LABEL_LIMIT + 2]), Err(ErrorKind::TooBig));
-        assert_eq!(after(None, u64::MAX, b"y"), Err(ErrorKind::Invalid));
-    }
 
     #[test]
     fn a_files_name_is_the_one_that_is_listed() {

@@ -28,6 +28,8 @@ mod engines;
 mod gc;
 // Freezing, and who thaws when the daemon dies.
 mod guard;
+// Sizes, events, metrics, retention and collection, jobs as they are followed.
+mod housekeeping;
 // What other tools make of the images of real containers.
 mod interop;
 // The daemon killed at any moment of a commit.

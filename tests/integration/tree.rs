@@ -46,7 +46,10 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
 #[test]
 fn directories_list_their_tables_and_every_file_can_be_read() {
     let Some(world) = world() else { return };
-    let root = names(RootFile::TABLE.iter().map(|row| row.1), &["containers", "images", "jobs", "query"]);
+    let root = names(
+        RootFile::TABLE.iter().map(|row| row.1).filter(|name| *name != "events"),
+        &["containers", "images", "jobs", "query"],
+    );
     let container = names(ContainerFile::TABLE.iter().map(|row| row.1), &["labels", "rootfs"]);
     let image = names(ImageFile::TABLE.iter().map(|row| row.1), &["annotations", "blobs", "labels", "layers"]);
     let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob"]);
