@@ -62,7 +62,9 @@ install:
 	install -D -m 755 $(release)/snapfs $(bindir)/snapfs
 	install -D -m 755 $(release)/mount-snapfs $(sbindir)/mount.snapfs
 	ln -sf mount.snapfs $(sbindir)/mount.fuse.snapfs
-	$(foreach unit,$(units),install -D -m 644 $(unit) $(unitdir)/$(notdir $(unit)) &&) :
+	@# The units name the program by its whole path, as systemd wants it.
+	$(foreach unit,$(units),install -D -m 644 $(unit) $(unitdir)/$(notdir $(unit)) && \
+		sed -i 's,=/usr/bin/snapfs,=$(PREFIX)/bin/snapfs,' $(unitdir)/$(notdir $(unit)) &&) :
 	$(foreach page,$(pages),install -D -m 644 $(page) $(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) :
 
 ## uninstall   DESTDIR= PREFIX=/usr; images and store stay

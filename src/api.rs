@@ -3,6 +3,7 @@
 //! A request comes in as words and becomes a job; a question is answered with plain data. Nothing here waits for an
 //! engine, and nothing here knows of paths, inodes or descriptors.
 
+mod coming;
 mod container;
 mod error;
 mod event;
@@ -20,6 +21,7 @@ pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
 pub use crate::oci::{Digest, ImageName};
+pub use coming::Coming;
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use event::EventReader;
@@ -39,7 +41,7 @@ use parking_lot::Mutex;
 use crate::engine::Engines;
 use crate::filter::Filter;
 use crate::guard::Guard;
-use crate::job::{Job, Jobs};
+use crate::job::{Background, Job, Jobs};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use words::Words;
@@ -80,8 +82,10 @@ pub struct Snapfs {
     query_error: Mutex<String>,
     events: Arc<event::Events>,
     counters: Arc<metrics::Counters>,
+    /// What is counted when somebody asks.
+    counting: Background,
     /// One layer at a time is unpacked to be measured.
-    measuring: Mutex<()>,
+    measuring: Background,
     namespace: Option<ImageName>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
@@ -89,6 +93,10 @@ pub struct Snapfs {
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
+    /// Looks at what containers changed.
+    scans: Background,
+    /// Changes of names, one after the other: each waits for the disk.
+    naming: Background,
 }
 
 impl Snapfs {
@@ -123,7 +131,8 @@ impl Snapfs {
             query_error: Mutex::default(),
             events,
             counters,
-            measuring: Mutex::default(),
+            counting: Background::new("counting", 2),
+            measuring: Background::new("measuring", 1),
             namespace: parts.namespace,
             words,
             frozen_by_us: Arc::default(),
@@ -131,6 +140,8 @@ impl Snapfs {
             wake,
             ended,
             collect,
+            scans: Background::new("changes", SCANS),
+            naming: Background::new("names", 1),
         })
     }
 
@@ -195,6 +206,9 @@ impl Snapfs {
         lines.join("\n") + "\n"
     }
 }
+
+/// How many containers are scanned at once for those who read `changes`: each takes memory for all that a container changed.
+const SCANS: usize = 4;
 
 /// How often garbage is collected although nobody removed a name: what failed jobs left is collected too.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);

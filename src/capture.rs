@@ -95,9 +95,11 @@ pub fn capture(
 }
 
 /// What a commit would add now: `A|C|D path`, a line each.
-pub fn changes(container: &Container) -> Result<Vec<u8>, Error> {
+pub fn changes(container: &Container, progress: &Progress) -> Result<Vec<u8>, Error> {
+    // Nobody may want it any more by the time that its turn comes.
+    progress.check().map_err(changeset::Error::from)?;
     let source = source::of(container);
-    let changes = changeset::scan(&source, &source::mount_points(container)?, &Progress::new())?;
+    let changes = changeset::scan(&source, &source::mount_points(container)?, progress)?;
     let mut lines = Vec::new();
     // Writing to memory cannot fail.
     let _ = changes.write_lines(&mut lines);

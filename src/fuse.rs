@@ -49,7 +49,7 @@ pub(crate) struct Fuse {
     tree: Arc<Tree>,
     waiters: waiters::Waiters,
     stored: stored::Stored,
-    writers: writers::Writers,
+    writers: Arc<writers::Writers>,
 }
 
 impl fmt::Debug for Fuse {
@@ -61,7 +61,7 @@ impl fmt::Debug for Fuse {
 impl Fuse {
     fn new(tree: Arc<Tree>) -> io::Result<Fuse> {
         let waiters = waiters::Waiters::start(tree.completions())?;
-        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: writers::Writers::default() })
+        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: Arc::default() })
     }
 
     /// One call into the tree, whose failures and panics become an errno.
@@ -102,6 +102,38 @@ impl Fuse {
             tree.forget(node, count);
             Ok(())
         });
+    }
+
+    /// The answer to a change of names, which waits for the disk. Who is told to end meanwhile is let go; the change goes on.
+    fn answer_later(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        request: &Request,
+        result: Result<Reply<()>, Errno>,
+        reply: ReplyEmpty,
+    ) {
+        self.later(operation, ino, request, result, move |result| answer(reply, result));
+    }
+
+    /// The same, whatever the answer is.
+    fn later(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        request: &Request,
+        result: Result<Reply<()>, Errno>,
+        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        match result {
+            Ok(Reply::Now(())) => answer(Ok(())),
+            Ok(Reply::Later(mut ticket)) => self.waiters.park(
+                request.pid(),
+                move || Some(ticket.poll()?.map_err(|error| failed(operation, ino, &error))),
+                answer,
+            ),
+            Err(errno) => answer(Err(errno)),
+        }
     }
 
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
@@ -191,16 +223,16 @@ impl fuser::Filesystem for Fuse {
             times: atime.is_some() || mtime.is_some(),
         };
         let node = self.writers.resolve(ino.0);
-        let set = self.call("setattr", ino, |tree| {
-            if let Some(size) = size {
-                tree.resize(node, size, &convert::caller(request))?;
-            }
-            tree.set_attr(node, change)
+        let resized = self.call("setattr", ino, |tree| match size {
+            Some(size) => tree.resize(node, size, &convert::caller(request)),
+            None => Ok(Reply::Now(())),
         });
-        match set {
+        let tree = Arc::clone(&self.tree);
+        let set = move || tree.set_attr(node, change).map_err(|error| failed("setattr", ino, &error));
+        self.later("setattr", ino, request, resized, move |resized| match resized.and_then(|()| set()) {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&Attr { ino: ino.0, ..attr })),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -417,11 +449,13 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request))));
+        let removed = self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request)));
+        self.answer_later("unlink", parent, request, removed, reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.call("rmdir", parent, |tree| tree.remove_dir(parent.0, name, &convert::caller(request))));
+        let removed = self.call("rmdir", parent, |tree| tree.remove_dir(parent.0, name, &convert::caller(request)));
+        self.answer_later("rmdir", parent, request, removed, reply);
     }
 
     fn rename(
@@ -438,29 +472,32 @@ impl fuser::Filesystem for Fuse {
             return reply.error(Errno::EINVAL); // rename(2): what a file system without RENAME_EXCHANGE says
         }
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
-        answer(
-            reply,
-            self.call("rename", parent, |tree| {
-                tree.rename(parent.0, name, new_parent.0, new_name, no_replace, &convert::caller(request))
-            }),
-        );
+        let renamed = self.call("rename", parent, |tree| {
+            tree.rename(parent.0, name, new_parent.0, new_name, no_replace, &convert::caller(request))
+        });
+        self.answer_later("rename", parent, request, renamed, reply);
     }
 
     fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
         let (flags, caller) = (OpenFlags(flags), convert::caller(request));
-        let access = convert::access(flags);
-        let exclusive = flags.0 & abi::O_EXCL != 0;
-        match self.call("create", parent, |tree| tree.create(parent.0, name, exclusive, access, &caller)) {
-            Ok((mut attr, Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. })) => {
-                attr.ino = self.writers.look_up(attr.ino, caller.tid);
+        let (access, exclusive) = (convert::access(flags), flags.0 & abi::O_EXCL != 0);
+        let made = self.call("create", parent, |tree| tree.create(parent.0, name, exclusive, &caller));
+        let (tree, writers, name) = (Arc::clone(&self.tree), Arc::clone(&self.writers), name.to_owned());
+        let open = move || {
+            let found = tree.lookup(parent.0, &name).and_then(|attr| Ok((tree.open(attr.ino, access, &caller)?, attr)));
+            found.map_err(|error| failed("create", parent, &error))
+        };
+        self.later("create", parent, request, made, move |made| match made.and_then(|()| open()) {
+            Ok((Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. }, mut attr)) => {
+                attr.ino = writers.look_up(attr.ino, caller.tid);
                 if access.write {
-                    self.writers.opened(attr.ino, fh, caller.tid);
+                    writers.opened(attr.ino, fh, caller.tid);
                 }
                 let (ttl, fh) = (convert::ttl(attr.lifetime), FileHandle(fh));
                 reply.created(&ttl, &convert::attr(&attr), GENERATION, fh, convert::VOLATILE_FLAGS);
             }
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

@@ -10,6 +10,7 @@
 //! that its line decides about, or if it was given within the time `within=`; otherwise it goes. A name that no line
 //! fits stays, and so does one that is protected, whatever a line says; a protected name counts among the newest.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 /// The label that protects a name, whatever its value is.
@@ -47,6 +48,8 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// How long ago it was given.
     pub age: Duration,
+    /// Higher for what was given later: times may be the same.
+    pub order: u64,
     /// It never goes.
     pub is_protected: bool,
 }
@@ -90,8 +93,7 @@ impl Policy {
         }
         let mut verdicts = Vec::new();
         for (rule, mut names) in self.rules.iter().zip(by_rule) {
-            // Of two of one age the first by name counts as newer: any order will do, as long as it is always the same.
-            names.sort_by_key(|at| (candidates[*at].age, candidates[*at].name));
+            names.sort_by_key(|at| (candidates[*at].age, Reverse(candidates[*at].order)));
             for (place, at) in names.into_iter().enumerate() {
                 let candidate = candidates[at];
                 let is_new = rule.keep.is_some_and(|keep| place < keep);
@@ -101,7 +103,7 @@ impl Policy {
                 }
             }
         }
-        verdicts.sort_by_key(|verdict| (std::cmp::Reverse(candidates[verdict.at].age), candidates[verdict.at].name));
+        verdicts.sort_by_key(|verdict| (Reverse(candidates[verdict.at].age), candidates[verdict.at].order));
         verdicts
     }
 }
@@ -218,7 +220,10 @@ mod tests {
     fn gone(policy: &str, names: &[(&str, u32)]) -> Vec<String> {
         let candidates: Vec<Candidate<'_>> = names
             .iter()
-            .map(|(name, hours)| Candidate { name, age: HOUR * *hours, is_protected: name.ends_with("-kept") })
+            .map(|(name, hours)| {
+                let order = u64::from(1000 - hours);
+                Candidate { name, age: HOUR * *hours, order, is_protected: name.ends_with("-kept") }
+            })
             .collect();
         let verdicts = Policy::parse(policy).unwrap().judge(&candidates);
         verdicts.into_iter().map(|verdict| names[verdict.at].0.to_owned()).collect()
@@ -244,8 +249,15 @@ mod tests {
     }
 
     #[test]
+    fn of_one_second_the_later_is_the_newer() {
+        let of = |name, order| Candidate { name, age: HOUR, order, is_protected: false };
+        let verdicts = Policy::parse("* keep=1").unwrap().judge(&[of("a", 7), of("b", 9), of("c", 8)]);
+        assert_eq!(verdicts.iter().map(|verdict| verdict.at).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
     fn a_reason_names_the_line() {
-        let old = Candidate { name: "web-1", age: HOUR * 200, is_protected: false };
+        let old = Candidate { name: "web-1", age: HOUR * 200, order: 1, is_protected: false };
         let policy = Policy::parse("# a\nweb-* keep=0 within=1w").unwrap();
         let verdicts = policy.judge(&[old]);
         assert_eq!(

@@ -219,14 +219,14 @@ impl Tree {
         match self.handle(fh)? {
             Handle::Text(text) => Ok(Reply::Now(slice(&text, offset, size))),
             Handle::Coming(coming) => {
-                wait_for(move || coming.get().map(|text| text.clone().map(|text| slice(&text, offset, size))))
+                wait_for(move || coming.answer().map(|text| text.map(|text| slice(&text, offset, size))))
             }
             Handle::Wait(job) => wait_for(move || {
                 let ended = job.state().is_terminal();
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
-            Handle::Written(open) => Ok(Reply::Now(slice(&self.read_written(&open)?, offset, size))),
+            Handle::Written(open) => Ok(Reply::Now(slice(&open.text(&self.api)?, offset, size))),
             Handle::Events { reader, nonblock } => match reader.read(size as usize) {
                 Some(bytes) => Ok(Reply::Now(bytes)),
                 None if nonblock => Err(Error::new(ErrorKind::Again, "nothing has happened yet")),
@@ -255,7 +255,7 @@ impl Tree {
     /// once the job is admitted.
     pub fn poll(&self, fh: u64) -> Result<Ready, Error> {
         let read = match self.handle(fh)? {
-            Handle::Coming(coming) => coming.get().is_some(),
+            Handle::Coming(coming) => coming.answer().is_some(),
             Handle::Wait(job) => job.state().is_terminal(),
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
@@ -270,7 +270,7 @@ impl Tree {
     pub fn release(&self, fh: u64) {
         let closed = self.handles.lock().remove(fh);
         if let Some(Handle::Written(open)) = closed {
-            self.close_written(&open);
+            self.close_written(open);
         }
     }
 
@@ -280,12 +280,12 @@ impl Tree {
     }
 
     /// No file of the tree can be deleted by itself, but a label.
-    pub fn unlink(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
+    pub fn unlink(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Reply<()>, Error> {
         let parent = self.node(parent)?;
         if let Node::Labels(key) = &parent
             && let Node::Label(_, label) = self.find_label(key, name)?
         {
-            return self.remove_label(key, &label, caller);
+            return self.remove_label(key, label, caller);
         }
         let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
         match found.ok_or_else(|| not_found(name))?.kind() {
@@ -295,7 +295,7 @@ impl Tree {
     }
 
     /// `rmdir images/NAME`: delete the name.
-    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
+    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Reply<()>, Error> {
         let parent = self.node(parent)?;
         let found = match name.to_str() {
             Some(name) => self.child(&parent, name)?,
@@ -304,7 +304,8 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                self.api.remove_image(&key.name)
+                let coming = self.api.remove_image(key, caller.uid)?;
+                wait_for(move || coming.answer())
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -325,26 +326,34 @@ impl Tree {
         new_name: &OsStr,
         no_replace: bool,
         caller: &Caller,
-    ) -> Result<(), Error> {
-        let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
+    ) -> Result<Reply<()>, Error> {
+        let Some(name) = name.to_str() else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
         let source = match source {
             Node::Image(source) => source,
             Node::Label(key, label) => {
                 let target = self.node(new_parent)?;
-                return self.rename_label((&key, &label), &target, new_name.as_ref(), !no_replace, caller);
+                return self.rename_label((&key, &label), &target, new_name, !no_replace, caller);
             }
             _ => return Err(fixed()),
         };
-        let (target, replace) = match self.node(new_parent)? {
-            Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
-            Node::Image(target) if new_name == name => (target.name.to_string(), true),
-            _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
+        let shown = new_name.to_string_lossy();
+        let refused = |error: Error| {
+            self.api.record_refusal(&source.subject(), &format!("mv {}", shown.escape_debug()), caller.uid, &error);
+            error
         };
-        let target: ImageName =
-            target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
+        let (target, replace) = match self.node(new_parent)? {
+            Node::Images(prefix) => (images::join(&prefix, &shown), !no_replace),
+            Node::Image(target) if new_name == name => (target.name.to_string(), true),
+            _ => return Err(refused(Error::new(ErrorKind::Denied, "an image can be moved within images/ only"))),
+        };
+        // Not EINVAL, which mv(1) takes for "to a subdirectory of itself".
+        let target: ImageName = target
+            .parse()
+            .map_err(|error| refused(Error::new(ErrorKind::Denied, format!("cannot rename: {error}"))))?;
         self.api.authorise(caller.tid)?;
-        self.api.rename_image(&source.name, &target, replace)
+        let coming = self.api.rename_image(source, target, replace, caller.uid)?;
+        wait_for(move || coming.answer())
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.

@@ -79,6 +79,7 @@ fn going(store: &Store, now: Timestamp) -> Result<Vec<Going>, Error> {
         .map(|(name, record)| Candidate {
             name: name.as_str(),
             age: Duration::try_from(now.duration_since(record.created)).unwrap_or_default(),
+            order: record.generation,
             is_protected: record.labels.contains_key(KEEP_LABEL) || store.is_held(&record.manifest.digest),
         })
         .collect();
@@ -140,7 +141,8 @@ impl Snapfs {
                 Err(error) => Finish::Failed(error),
             }
         };
-        Ok(self.jobs.start(brief, self.clock.now(), work))
+        let full = |error: crate::job::Full| Error::new(ErrorKind::Busy, error.to_string());
+        self.jobs.start(brief, self.clock.now(), work).map_err(full)
     }
 
     /// What was last made of a collection.

@@ -11,7 +11,7 @@ use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
 use crate::capture;
 use crate::commit::{Options, commit};
 use crate::engine::name;
-use crate::job::{Abandoned, Brief, Finish};
+use crate::job::{self, Abandoned, Brief, Finish};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::sys::clock::Clock;
@@ -79,7 +79,8 @@ impl Snapfs {
                 Err(error) => Finish::Failed(error),
             }
         };
-        Ok((self.jobs.start(brief, self.clock.now(), work), detach))
+        let full = |error: job::Full| Error::new(ErrorKind::Busy, error.to_string());
+        Ok((self.jobs.start(brief, self.clock.now(), work).map_err(full)?, detach))
     }
 
     /// The container as it is when its turn comes, not as it was when it was asked for.

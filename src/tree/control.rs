@@ -25,6 +25,8 @@ snapfs: containers and images as files
   mv images/img images/other               rename (replaces an image of that name)
   echo img:stable > images/img/tag         one more name for the same image
   rmdir images/img                         delete the name; blobs nobody refers to are collected later
+  echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
+  echo 'web-* keep=24' >> retention        which names may go: echo dry-run > gc; cat gc; cat events: what happens
 
   echo 'img async' > containers/NAME/commit    do not wait; follow jobs/last/state, cat jobs/last/wait
   echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
@@ -51,7 +53,7 @@ impl Tree {
         let conversation = match self.handle(fh)? {
             Handle::Control(conversation) => conversation,
             Handle::Written(open) => {
-                return self.write_written(&open, offset, bytes, caller).map(|()| Reply::Now(written));
+                return self.write_written(open, offset, bytes, caller);
             }
             _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };
@@ -119,7 +121,12 @@ impl Tree {
                     Err(error) => Err(error),
                 }
             }
-            Node::ImageFile(key, ImageFile::Tag) => self.api.tag_image(key, line, caller.uid),
+            Node::ImageFile(key, ImageFile::Tag) => {
+                match self.api.tag_image(key.clone(), line.to_owned(), caller.uid) {
+                    Ok(coming) => return Outcome::Coming(coming),
+                    Err(error) => Err(error),
+                }
+            }
             Node::RootFile(RootFile::Gc) => match self.api.submit_gc(line, caller.uid) {
                 Ok(job) => return Outcome::Job { job, detached: nonblock },
                 Err(error) => Err(error),
@@ -163,7 +170,7 @@ fn answer(outcome: Outcome, written: u32) -> Result<Reply<u32>, Error> {
     match &outcome {
         Outcome::Settled(Err(error)) => Err(error.clone()),
         Outcome::Settled(Ok(_)) | Outcome::Job { detached: true, .. } => Ok(Reply::Now(written)),
-        Outcome::Job { .. } => wait_for(move || outcome.end().map(|end| end.map(|_| written))),
+        Outcome::Coming(_) | Outcome::Job { .. } => wait_for(move || outcome.end().map(|end| end.map(|_| written))),
     }
 }
 

@@ -5,10 +5,10 @@
 use std::ffi::OsStr;
 
 use crate::api::{Error, ErrorKind, ImageKey, Snapfs};
-use crate::tree::attr::{Access, Attr, Caller};
+use crate::tree::attr::Caller;
 use crate::tree::file::{decode_name, encode_name};
 use crate::tree::node::Node;
-use crate::tree::{Opened, Tree, not_found};
+use crate::tree::{Reply, Tree, not_found, wait_for};
 
 /// The directory's name.
 pub(super) const LABELS: &str = "labels";
@@ -36,33 +36,47 @@ fn key_of(name: &OsStr) -> Result<String, Error> {
     }
 }
 
+/// The refusal stands in the image's `last_error` as well.
+pub(super) fn refused(api: &Snapfs, key: &ImageKey, label: &str, uid: u32, error: Error) -> Error {
+    let shown: String = label.chars().take(80).collect();
+    api.record_refusal(&key.subject(), &format!("{LABELS}/{}", shown.escape_debug()), uid, &error);
+    error
+}
+
 impl Tree {
-    /// Make the file `name`: a label, the only thing that can be made. It is empty and durable when this returns.
-    pub fn create(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        exclusive: bool,
-        access: Access,
-        caller: &Caller,
-    ) -> Result<(Attr, Opened), Error> {
+    /// Make the file `name`: a label, the only thing that can be made. Look it up and open it afterwards; it is empty and
+    /// durable then.
+    pub fn create(&self, parent: u64, name: &OsStr, exclusive: bool, caller: &Caller) -> Result<Reply<()>, Error> {
         let Node::Labels(key) = self.node(parent)? else { return Err(self.refuse(parent, "create")) };
-        let made = key_of(name).and_then(|label| {
-            self.api.authorise(caller.tid)?;
-            self.api.set_label(&key, &label, |before| match before {
+        let label = key_of(name).and_then(|label| self.api.authorise(caller.tid).map(|()| label));
+        let shown = name.to_string_lossy();
+        let label = label.map_err(|error| refused(&self.api, &key, &shown, caller.uid, error))?;
+        self.change_labels(key, label, caller, move |api, key, label| {
+            api.set_label(key, label, |before| match before {
                 Some(_) if exclusive => Err(Error::new(ErrorKind::Exists, format!("there is a label {label:?}"))),
                 before => Ok(before.unwrap_or_default().to_owned()),
             })
-        });
-        made.map_err(|error| self.refused_label(&key, &name.to_string_lossy(), caller, error))?;
-        let attr = self.lookup(parent, name)?;
-        let opened = self.open(attr.ino, access, caller)?;
-        Ok((attr, opened))
+        })
     }
 
-    pub(super) fn remove_label(&self, key: &ImageKey, label: &str, caller: &Caller) -> Result<(), Error> {
-        let removed = self.api.authorise(caller.tid).and_then(|()| self.api.remove_label(key, label));
-        removed.map_err(|error| self.refused_label(key, label, caller, error))
+    /// A change that waits for the disk.
+    fn change_labels(
+        &self,
+        key: ImageKey,
+        label: String,
+        caller: &Caller,
+        change: impl FnOnce(&Snapfs, &ImageKey, &str) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Reply<()>, Error> {
+        self.api.authorise(caller.tid).map_err(|error| refused(&self.api, &key, &label, caller.uid, error))?;
+        let uid = caller.uid;
+        let coming = self
+            .api
+            .in_turn(move |api| change(api, &key, &label).map_err(|error| refused(api, &key, &label, uid, error)))?;
+        wait_for(move || coming.answer())
+    }
+
+    pub(super) fn remove_label(&self, key: &ImageKey, label: String, caller: &Caller) -> Result<Reply<()>, Error> {
+        self.change_labels(key.clone(), label, caller, |api, key, label| api.remove_label(key, label))
     }
 
     pub(super) fn rename_label(
@@ -72,21 +86,14 @@ impl Tree {
         new_name: &OsStr,
         replace: bool,
         caller: &Caller,
-    ) -> Result<(), Error> {
+    ) -> Result<Reply<()>, Error> {
         if !matches!(new_parent, Node::Labels(target) if target.name == key.name) {
             return Err(Error::new(ErrorKind::CrossDevice, "a label stays with its image; copy it and remove it here"));
         }
-        let renamed = key_of(new_name).and_then(|to| {
-            self.api.authorise(caller.tid)?;
-            self.api.rename_label(key, label, &to, replace)
-        });
-        renamed.map_err(|error| self.refused_label(key, label, caller, error))
-    }
-
-    pub(super) fn refused_label(&self, key: &ImageKey, label: &str, caller: &Caller, error: Error) -> Error {
-        let shown: String = label.chars().take(80).collect();
-        self.api.record_refusal(&key.subject(), &format!("{LABELS}/{}", shown.escape_debug()), caller.uid, &error);
-        error
+        let to = key_of(new_name).map_err(|error| refused(&self.api, key, label, caller.uid, error))?;
+        self.change_labels(key.clone(), label.to_owned(), caller, move |api, key, label| {
+            api.rename_label(key, label, &to, replace)
+        })
     }
 
     /// The label `name` of an image, whose file may be spelled as it is listed only.

@@ -1,8 +1,8 @@
 //! Files whose text takes a while: it is made beside, and the first read waits for it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use crate::api::{Error, ErrorKind, Snapfs};
+use crate::api::{Error, ErrorKind};
 use crate::tree::Tree;
 use crate::tree::file::{ContainerFile, ImageFile, JobFile, RootFile};
 use crate::tree::handle::Handle;
@@ -24,20 +24,19 @@ impl Tree {
     pub(super) fn open_later(&self, node: &Node, nonblock: bool) -> Result<Option<Handle>, Error> {
         let line = |number: u64| format!("{number}\n").into_bytes();
         Ok(Some(match node {
-            Node::ContainerFile(key, ContainerFile::Changes) => {
-                let key = key.clone();
-                self.beside("changes", move |api| api.changes(&key))?
-            }
+            Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
             // They look at every blob if the store has changed.
-            Node::RootFile(RootFile::Health) => self.beside("health", |api| Ok(api.health().into_bytes()))?,
-            Node::RootFile(RootFile::Metrics) => self.beside("metrics", |api| api.metrics().map(String::into_bytes))?,
+            Node::RootFile(RootFile::Health) => Handle::Coming(self.api.count(|api| Ok(api.health().into_bytes()))?),
+            Node::RootFile(RootFile::Metrics) => {
+                Handle::Coming(self.api.count(|api| api.metrics().map(String::into_bytes))?)
+            }
             Node::ImageFile(key, ImageFile::UniqueSize) => {
                 let key = key.clone();
-                self.beside("unique", move |api| api.unique_size(&key).map(line))?
+                Handle::Coming(self.api.count(move |api| api.unique_size(&key).map(line))?)
             }
             Node::ImageFile(key, ImageFile::UnpackedSize) => {
                 let key = key.clone();
-                self.beside("unpacked", move |api| api.unpacked_size(&key).map(line))?
+                Handle::Coming(self.api.measure(move |api| api.unpacked_size(&key).map(line))?)
             }
             Node::RootFile(RootFile::Events) => Handle::Events { reader: Arc::new(self.api.follow()?), nonblock },
             Node::JobFile(id, JobFile::Wait) => {
@@ -46,22 +45,5 @@ impl Tree {
             }
             _ => return Ok(None),
         }))
-    }
-
-    fn beside(
-        &self,
-        name: &str,
-        make: impl FnOnce(&Snapfs) -> Result<Vec<u8>, Error> + Send + 'static,
-    ) -> Result<Handle, Error> {
-        let coming = Arc::new(OnceLock::new());
-        let (api, slot) = (Arc::clone(&self.api), Arc::clone(&coming));
-        let work = move || {
-            // Only this thread sets it.
-            let _ = slot.set(make(&api));
-            api.wake();
-        };
-        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-        spawned.map_err(|error| Error::new(ErrorKind::Again, format!("no thread to make {name} with: {error}")))?;
-        Ok(Handle::Coming(coming))
     }
 }

@@ -4,16 +4,17 @@
 //! takes effect with the first write, so that nobody sees the file without either text, or with the closing of the file
 //! if nothing is written.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::api::{Error, ErrorKind, ImageKey, LABEL_LIMIT};
+use crate::api::{Error, ErrorKind, ImageKey, LABEL_LIMIT, Snapfs};
 use crate::tree::attr::{Access, Caller};
 use crate::tree::control::check_opener;
 use crate::tree::file::RootFile;
 use crate::tree::handle::Handle;
 use crate::tree::labels;
 use crate::tree::node::Node;
-use crate::tree::{Opened, Tree};
+use crate::tree::{Opened, Reply, Tree, wait_for};
 
 /// What is written to.
 #[derive(Debug, Clone)]
@@ -31,6 +32,12 @@ pub(super) struct Open {
     truncated: AtomicBool,
     /// Nothing was written since, not even in vain.
     untouched: AtomicBool,
+}
+
+impl Open {
+    pub(super) fn text(&self, api: &Snapfs) -> Result<Vec<u8>, Error> {
+        self.what.text(api)
+    }
 }
 
 impl What {
@@ -71,7 +78,7 @@ impl Tree {
     /// Open it for reading, or for writing.
     pub(super) fn open_written(&self, what: What, access: Access, caller: &Caller) -> Result<Opened, Error> {
         if !access.write {
-            let text = self.written_text(&what)?;
+            let text = what.text(&self.api)?;
             return Ok(Opened::Text { fh: self.handles.lock().insert(Handle::Text(text.into())) });
         }
         let (truncated, untouched) = (AtomicBool::default(), AtomicBool::default());
@@ -87,76 +94,85 @@ impl Tree {
         }
     }
 
-    pub(super) fn written_text(&self, what: &What) -> Result<Vec<u8>, Error> {
-        match what {
-            What::Label(key, label) => {
-                Ok(self.api.label(key, label).map(|value| labels::text(&value)).unwrap_or_default())
-            }
-            What::Retention => self.api.retention(),
-        }
-    }
-
-    pub(super) fn read_written(&self, open: &Open) -> Result<Vec<u8>, Error> {
-        self.written_text(&open.what)
-    }
-
-    fn change(
-        &self,
-        what: &What,
-        caller: &Caller,
-        change: impl FnOnce(Vec<u8>) -> Result<Vec<u8>, Error>,
-    ) -> Result<(), Error> {
-        let changed = self.api.authorise(caller.tid).and_then(|()| match what {
-            What::Label(key, label) => {
-                self.api.set_label(key, label, |before| value(change(before.map(labels::text).unwrap_or_default())?))
-            }
-            What::Retention => self.api.set_retention(change),
-        });
-        changed.map_err(|error| self.refused_write(what, caller, error))
-    }
-
-    /// truncate(2).
-    pub fn resize(&self, ino: u64, size: u64, caller: &Caller) -> Result<(), Error> {
-        let Some(what) = What::of(&self.node(ino)?) else { return Ok(()) };
-        self.change(&what, caller, |mut text| match usize::try_from(size) {
-            Ok(size) if size <= text.len() => {
-                text.truncate(size);
-                Ok(text)
-            }
-            _ => Err(hole()),
-        })
-    }
-
-    pub(super) fn write_written(&self, open: &Open, offset: u64, bytes: &[u8], caller: &Caller) -> Result<(), Error> {
-        open.untouched.store(false, Ordering::Relaxed);
-        check_opener(&open.opener, caller).map_err(|error| self.refused_write(&open.what, caller, error))?;
-        self.change(&open.what, caller, |text| {
-            let text = if open.truncated.load(Ordering::Relaxed) { Vec::new() } else { text };
-            splice(text, offset, bytes)
+    /// truncate(2), which concerns these files only.
+    pub fn resize(&self, ino: u64, size: u64, caller: &Caller) -> Result<Reply<()>, Error> {
+        let Some(what) = What::of(&self.node(ino)?) else { return Ok(Reply::Now(())) };
+        self.api.authorise(caller.tid).map_err(|error| what.refused(&self.api, caller.uid, error))?;
+        let uid = caller.uid;
+        let coming = self.api.in_turn(move |api| {
+            let resized = what.change(api, |mut text| match usize::try_from(size) {
+                Ok(size) if size <= text.len() => {
+                    text.truncate(size);
+                    Ok(text)
+                }
+                _ => Err(hole()),
+            });
+            resized.map_err(|error| what.refused(api, uid, error))
         })?;
-        open.truncated.store(false, Ordering::Relaxed);
-        Ok(())
+        wait_for(move || coming.answer())
+    }
+
+    pub(super) fn write_written(
+        &self,
+        open: Arc<Open>,
+        offset: u64,
+        bytes: &[u8],
+        caller: &Caller,
+    ) -> Result<Reply<u32>, Error> {
+        open.untouched.store(false, Ordering::Relaxed);
+        let may = check_opener(&open.opener, caller).and_then(|()| self.api.authorise(caller.tid));
+        may.map_err(|error| open.what.refused(&self.api, caller.uid, error))?;
+        let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let (bytes, uid) = (bytes.to_vec(), caller.uid);
+        let coming = self.api.in_turn(move |api| {
+            let changed = open.what.change(api, |text| {
+                let text = if open.truncated.load(Ordering::Relaxed) { Vec::new() } else { text };
+                splice(text, offset, &bytes)
+            });
+            changed.map_err(|error| open.what.refused(api, uid, error))?;
+            open.truncated.store(false, Ordering::Relaxed);
+            Ok(())
+        })?;
+        wait_for(move || coming.answer().map(|done| done.map(|()| written)))
     }
 
     /// The file is closed: what was truncated and never written is empty.
-    pub(super) fn close_written(&self, open: &Open) {
+    pub(super) fn close_written(&self, open: Arc<Open>) {
         if !open.untouched.load(Ordering::Relaxed) {
             return;
         }
-        let emptied = match &open.what {
-            What::Label(key, label) => self.api.set_label(key, label, |_| Ok(String::new())),
-            What::Retention => self.api.set_retention(|_| Ok(Vec::new())),
-        };
+        let emptied = self.api.in_turn(move |api| {
+            let emptied = open.what.change(api, |_| Ok(Vec::new()));
+            emptied.map_err(|error| open.what.refused(api, open.opener.uid, error))
+        });
         if let Err(error) = emptied {
             log::warn!("a file that was emptied keeps its text: {error}");
         }
     }
+}
 
-    fn refused_write(&self, what: &What, caller: &Caller, error: Error) -> Error {
-        match what {
-            What::Label(key, label) => self.refused_label(key, label, caller, error),
+impl What {
+    pub(super) fn text(&self, api: &Snapfs) -> Result<Vec<u8>, Error> {
+        match self {
+            What::Label(key, label) => Ok(api.label(key, label).map(|value| labels::text(&value)).unwrap_or_default()),
+            What::Retention => api.retention(),
+        }
+    }
+
+    fn change(&self, api: &Snapfs, change: impl FnOnce(Vec<u8>) -> Result<Vec<u8>, Error>) -> Result<(), Error> {
+        match self {
+            What::Label(key, label) => {
+                api.set_label(key, label, |before| value(change(before.map(labels::text).unwrap_or_default())?))
+            }
+            What::Retention => api.set_retention(change),
+        }
+    }
+
+    fn refused(&self, api: &Snapfs, uid: u32, error: Error) -> Error {
+        match self {
+            What::Label(key, label) => labels::refused(api, key, label, uid, error),
             What::Retention => {
-                self.api.refused_retention(caller.uid, &error);
+                api.refused_retention(uid, &error);
                 error
             }
         }

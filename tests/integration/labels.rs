@@ -8,9 +8,10 @@ use snapfs::api::LABEL_LIMIT;
 use snapfs::store::Store;
 use snapfs::tree::{Access, Caller, Error, ErrorKind, Opened};
 
+use crate::harness::cgroup::wait_for;
 use crate::harness::lab::{Bundle, attempt, text};
 use crate::harness::mount::{Place, in_lab};
-use crate::harness::world::{World, me};
+use crate::harness::world::{LIMIT, World, me};
 
 const DIRECTORY: &str = "images/img/labels";
 const WRITE: Access = Access { read: false, write: true, nonblock: false };
@@ -26,21 +27,25 @@ fn labels(world: &World, image: &str) -> BTreeMap<String, String> {
     world.store.record(&image.parse().unwrap()).unwrap().labels.clone()
 }
 
+fn create(world: &World, directory: &str, file: &str) -> Result<(), Error> {
+    world.wait(world.tree.create(world.ino(directory)?, file.as_ref(), false, &me())?)
+}
+
 /// `echo TEXT > FILE`, as a shell asks for it.
 fn echo(world: &World, text: &str, file: &str) -> Result<(), Error> {
-    let directory = world.ino(DIRECTORY)?;
     let fh = match world.ino(&format!("{DIRECTORY}/{file}")) {
         Ok(ino) => match world.tree.open(ino, WRITE, &me())? {
             Opened::Control { fh } => fh,
             other => panic!("{other:?}"),
         },
-        Err(_) => match world.tree.create(directory, file.as_ref(), false, WRITE, &me())? {
-            (_, Opened::Control { fh }) => fh,
-            other => panic!("{other:?}"),
-        },
+        Err(_) => {
+            create(world, DIRECTORY, file)?;
+            return echo(world, text, file);
+        }
     };
     world.tree.opened_empty(fh);
-    let written = world.tree.write(fh, 0, format!("{text}\n").as_bytes(), false, &me()).map(drop);
+    let written = world.tree.write(fh, 0, format!("{text}\n").as_bytes(), false, &me());
+    let written = written.and_then(|reply| world.wait(reply)).map(drop);
     world.tree.release(fh);
     written
 }
@@ -61,14 +66,17 @@ fn a_label_is_a_file_and_a_commits_labels_are_labels() {
     world.tree.opened_empty(fh);
     assert_eq!(labels(&world, "img")["env"], "test");
     world.tree.release(fh);
-    assert_eq!(labels(&world, "img")["env"], "", "closed without a write");
+    wait_for("it is empty once it is closed", LIMIT, || labels(&world, "img")["env"].is_empty());
 
     echo(&world, "new", "org.example%2Fkey").unwrap();
     assert_eq!(labels(&world, "img")["org.example/key"], "new");
     let directory = world.ino(DIRECTORY).unwrap();
-    world.tree.unlink(directory, "org.example%2Fkey".as_ref(), &me()).unwrap();
-    world.tree.rename(directory, "a%2Fb".as_ref(), directory, "moved".as_ref(), true, &me()).unwrap();
+    world.wait(world.tree.unlink(directory, "org.example%2Fkey".as_ref(), &me()).unwrap()).unwrap();
+    world
+        .wait(world.tree.rename(directory, "a%2Fb".as_ref(), directory, "moved".as_ref(), true, &me()).unwrap())
+        .unwrap();
     let spared = world.tree.rename(directory, "moved".as_ref(), directory, "env".as_ref(), true, &me());
+    let spared = spared.and_then(|reply| world.wait(reply));
     assert_eq!(spared.unwrap_err().kind, ErrorKind::Exists);
     assert_eq!(world.list(DIRECTORY).unwrap(), ["env", "moved"]);
     // It all holds after the daemon, and of the other files none has changed.
@@ -84,7 +92,7 @@ fn labels_are_the_names_and_survive_a_restart() {
     echo(&world, "mine", "owner").unwrap();
     assert_eq!(labels(&world, "img:other"), BTreeMap::new(), "two names of one image have labels of their own");
     let images = world.ino("images").unwrap();
-    world.tree.rename(images, "img".as_ref(), images, "moved".as_ref(), false, &me()).unwrap();
+    world.wait(world.tree.rename(images, "img".as_ref(), images, "moved".as_ref(), false, &me()).unwrap()).unwrap();
     assert_eq!(world.line("images/moved/labels/owner"), "mine");
     // The records as another program finds them on the disk.
     let record = fs::read_to_string(world.place.join("names/moved")).unwrap();
@@ -149,9 +157,7 @@ fn what_is_refused_changes_nothing_and_says_why() {
     let directory = world.ino(DIRECTORY).unwrap();
     assert_eq!(world.tree.unlink(directory, "none".as_ref(), &me()).unwrap_err().kind, ErrorKind::NotFound);
     for elsewhere in ["images", "images/img", "containers"] {
-        let ino = world.ino(elsewhere).unwrap();
-        let made = world.tree.create(ino, "x".as_ref(), false, WRITE, &me());
-        assert_eq!(made.unwrap_err().kind, ErrorKind::Denied, "{elsewhere}");
+        assert_eq!(create(&world, elsewhere, "x").unwrap_err().kind, ErrorKind::Denied, "{elsewhere}");
     }
 }
 

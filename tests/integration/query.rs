@@ -58,8 +58,10 @@ fn a_filter_is_a_directory_of_links_to_what_it_chooses() {
     assert_eq!(world.attr("query/kind==image/web").unwrap_err().kind, ErrorKind::NotFound, "it is not chosen");
     // A label that changes, and a name that goes, are seen at once.
     let labels = world.ino("images/web/labels").unwrap();
-    world.tree.unlink(labels, "env".as_ref(), &crate::harness::world::me()).unwrap();
-    world.tree.remove_dir(world.ino("images").unwrap(), "db".as_ref(), &crate::harness::world::me()).unwrap();
+    world.wait(world.tree.unlink(labels, "env".as_ref(), &crate::harness::world::me()).unwrap()).unwrap();
+    world
+        .wait(world.tree.remove_dir(world.ino("images").unwrap(), "db".as_ref(), &crate::harness::world::me()).unwrap())
+        .unwrap();
     assert_eq!(query(&world, "labels.env==prod"), [""; 0]);
 }
 
@@ -103,8 +105,8 @@ fn a_namespace_is_all_that_is_seen() {
     assert_eq!(query(&world, "labels.env==prod"), ["img"]);
     assert_eq!(world.link("query/name==sub%2Fimg:1/sub%2Fimg:1").unwrap(), "../../images/sub/img:1");
     let (images, me) = (world.ino("images").unwrap(), crate::harness::world::me());
-    world.tree.rename(images, "img".as_ref(), images, "moved".as_ref(), false, &me).unwrap();
-    world.tree.remove_dir(images, "other:1".as_ref(), &me).unwrap();
+    world.wait(world.tree.rename(images, "img".as_ref(), images, "moved".as_ref(), false, &me).unwrap()).unwrap();
+    world.wait(world.tree.remove_dir(images, "other:1".as_ref(), &me).unwrap()).unwrap();
     assert_eq!(world.images(), ["team/a/moved", "team/a/sub/img:1"]);
     // What is in other namespaces is out of reach, whatever is written.
     let record = world.store.record(&"team/a/moved".parse().unwrap()).unwrap();

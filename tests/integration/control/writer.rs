@@ -56,10 +56,12 @@ fn attempt(world: &World, caller: Caller) -> Vec<(&'static str, Result<(), Error
         world.wait(open.send(line.as_bytes(), false, caller)?).map(drop)
     };
     let images = world.ino("images").unwrap();
-    let rename = |from: &str, to: &str| world.tree.rename(images, from.as_ref(), images, to.as_ref(), false, &caller);
+    let rename = |from: &str, to: &str| {
+        world.wait(world.tree.rename(images, from.as_ref(), images, to.as_ref(), false, &caller)?)
+    };
     let labels = world.ino("images/img/labels").unwrap();
-    let label = world.tree.create(labels, "k".as_ref(), false, access, &caller).map(drop);
-    let unlink = match world.tree.unlink(labels, "k".as_ref(), &caller) {
+    let label = world.tree.create(labels, "k".as_ref(), false, &caller).and_then(|made| world.wait(made));
+    let unlink = match world.tree.unlink(labels, "k".as_ref(), &caller).and_then(|gone| world.wait(gone)) {
         // It was never made: the refusal of that is what counts.
         Err(error) if label.is_err() && error.kind == ErrorKind::NotFound => label.clone(),
         other => other,
@@ -72,7 +74,7 @@ fn attempt(world: &World, caller: Caller) -> Vec<(&'static str, Result<(), Error
         ("cancel", write("jobs/1/cancel", "1\n")),
         ("mv", rename("img", "moved")),
         ("mv back", rename("moved", "img")),
-        ("rmdir", world.tree.remove_dir(images, "tagged".as_ref(), &caller)),
+        ("rmdir", world.tree.remove_dir(images, "tagged".as_ref(), &caller).and_then(|reply| world.wait(reply))),
     ]
 }
 

@@ -23,6 +23,7 @@ use crate::harness::cgroup::{Group, versions, wait_for};
 use crate::harness::engine::FakeEngine;
 use crate::harness::image::{Whole, name, read_whole};
 use crate::harness::rootfs::{Item, Overlay, make};
+use crate::harness::slow_disk::{Gate, SlowDisk};
 use crate::harness::{have, scratch};
 
 /// The longest that anything here may take.
@@ -41,11 +42,14 @@ pub(crate) struct Setup {
     pub(crate) freeze_limit: Option<Duration>,
     /// `namespace=`
     pub(crate) namespace: Option<&'static str>,
+    /// Closed, the store's disk is slow.
+    pub(crate) gate: Gate,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT), namespace: None }
+        let (freeze_limit, gate) = (Some(LIMIT), Gate::default());
+        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit, namespace: None, gate }
     }
 }
 
@@ -84,7 +88,8 @@ impl World {
         }
         let directory = scratch();
         let place = setup.store.unwrap_or_else(|| directory.path().join("store"));
-        let backend: Arc<dyn Backend> = Arc::new(DirBackend::open(&place).unwrap());
+        let backend: Arc<dyn Backend> =
+            Arc::new(SlowDisk { disk: DirBackend::open(&place).unwrap(), gate: setup.gate });
         let store = Store::open(backend).unwrap();
         assert_eq!(store.faults(), []);
         let engine = FakeEngine::new("fake");
