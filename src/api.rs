@@ -33,6 +33,7 @@ pub use request::Verb;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -42,7 +43,7 @@ use crate::engine::Engines;
 use crate::filter::Filter;
 use crate::guard::Guard;
 use crate::job::{Background, Job, Jobs};
-use crate::store::Store;
+use crate::store::{Census, Store};
 use crate::sys::clock::Clock;
 use words::Words;
 
@@ -84,6 +85,9 @@ pub struct Snapfs {
     counters: Arc<metrics::Counters>,
     /// What is counted when somebody asks.
     counting: Background,
+    is_counting: Arc<AtomicBool>,
+    /// Whoever asks for health waits here for what is counted, and not for long.
+    asking: Background,
     /// One layer at a time is unpacked to be measured.
     measuring: Background,
     namespace: Option<ImageName>,
@@ -132,6 +136,8 @@ impl Snapfs {
             events,
             counters,
             counting: Background::new("counting", 2),
+            is_counting: Arc::default(),
+            asking: Background::new("health", 2),
             measuring: Background::new("measuring", 1),
             namespace: parts.namespace,
             words,
@@ -181,7 +187,30 @@ impl Snapfs {
         let _ = self.collect.try_send(());
     }
 
-    /// The state of the daemon, one `key value` a line. Looks at every blob if the store has changed since the last time.
+    /// The store's census, unless the disk takes longer than a second.
+    fn census_soon(&self) -> Option<Result<Arc<Census>, Error>> {
+        if let Some(census) = self.store.census_in_memory() {
+            return Some(Ok(census));
+        }
+        let (counted, census) = bounded(1);
+        if self.is_counting.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (store, is_counting) = (self.store.clone(), Arc::clone(&self.is_counting));
+        let count = move || {
+            let census = store.census().map_err(Error::from);
+            is_counting.store(false, Ordering::Release);
+            // Nobody may wait for it any more.
+            let _ = counted.send(census);
+        };
+        if self.counting.run(count).is_err() {
+            self.is_counting.store(false, Ordering::Release);
+        }
+        census.recv_timeout(COUNTED_WITHIN).ok()
+    }
+
+    /// The state of the daemon, one `key value` a line. Looks at every blob if the store has changed since the last time,
+    /// but waits for that no longer than a second: a disk that hangs is when somebody asks.
     pub fn health(&self) -> String {
         let mut lines = vec![format!("pid {}", std::process::id())];
         lines.extend(self.engines.health());
@@ -190,14 +219,15 @@ impl Snapfs {
             Some(reason) => lines.push(format!("store read-only: {reason}")),
         }
         lines.push(format!("store_images {}", self.store.names().len()));
-        match self.store.census() {
-            Ok(census) => lines.extend([
+        match self.census_soon() {
+            Some(Ok(census)) => lines.extend([
                 format!("store_blobs {}", census.blobs),
                 format!("store_bytes {}", census.bytes),
                 format!("store_shared_bytes {}", census.shared),
                 format!("store_garbage_bytes {}", census.garbage_bytes),
             ]),
-            Err(error) => lines.push(format!("store_unread {error}")),
+            Some(Err(error)) => lines.push(format!("store_uncounted {error}")),
+            None => lines.push("store_uncounted the blobs are still being counted".to_owned()),
         }
         lines.extend(self.store.faults().iter().map(|fault| format!("store_fault {fault}")));
         let (queued, running) = self.jobs.load();
@@ -209,6 +239,9 @@ impl Snapfs {
 
 /// How many containers are scanned at once for those who read `changes`: each takes memory for all that a container changed.
 const SCANS: usize = 4;
+
+/// How long `health` waits for the store to be counted.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often garbage is collected although nobody removed a name: what failed jobs left is collected too.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);

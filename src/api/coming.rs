@@ -34,6 +34,11 @@ impl Snapfs {
         self.beside(&self.counting, move |this, _| work(this))
     }
 
+    /// Have `health` made.
+    pub fn ask(self: &Arc<Self>) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.asking, |this, _| Ok(this.health().into_bytes()))
+    }
+
     /// Have a text made that reads whole layers.
     pub fn measure(
         self: &Arc<Self>,

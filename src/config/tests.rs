@@ -99,7 +99,7 @@ fn the_manual_page_has_every_option_and_no_other() {
 #[test]
 fn a_namespace_begins_image_names() {
     assert_eq!(parse("namespace=team/a").unwrap().namespace.unwrap().as_str(), "team/a");
-    for (value, says) in [("a//b", "component"), ("a:1", "no tag"), ("../a", "component"), ("a@b", "digest")] {
+    for (value, says) in [("a//b", "component"), ("a:1", "no tag"), ("../a", "domain"), ("a@b", "digest")] {
         let error = parse(&format!("namespace={value}")).unwrap_err();
         assert!(matches!(error, Error::Namespace { .. }) && error.to_string().contains(says), "{error}");
     }

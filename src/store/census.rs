@@ -59,6 +59,13 @@ impl Store {
         Ok(census)
     }
 
+    /// The last census, if it still holds.
+    pub fn census_in_memory(&self) -> Option<Arc<Census>> {
+        let latest = self.0.censuses.latest.try_lock()?;
+        let (taken, census) = latest.as_ref()?;
+        (*taken == self.0.changes.load(Ordering::Acquire)).then(|| Arc::clone(census))
+    }
+
     /// What the store would hold without some of its names.
     pub fn census_without(&self, names: &HashSet<ImageName>) -> Result<Census, Error> {
         self.count(names)

@@ -26,7 +26,7 @@ impl Tree {
         Ok(Some(match node {
             Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
             // They look at every blob if the store has changed.
-            Node::RootFile(RootFile::Health) => Handle::Coming(self.api.count(|api| Ok(api.health().into_bytes()))?),
+            Node::RootFile(RootFile::Health) => Handle::Coming(self.api.ask()?),
             Node::RootFile(RootFile::Metrics) => {
                 Handle::Coming(self.api.count(|api| api.metrics().map(String::into_bytes))?)
             }
