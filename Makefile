@@ -19,7 +19,7 @@ pages   = $(wildcard docs/man/*.[1-8])
 # cargo runs a test binary through the program named by this variable.
 runner  = CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
 
-.PHONY: all build lab lab-check test demo install uninstall clean help need-rust need-root
+.PHONY: all build lab lab-check test demo bench install uninstall clean help need-rust need-root
 .NOTPARALLEL:
 
 all: build
@@ -53,6 +53,10 @@ test: need-rust need-root
 ## demo        a session with snapfs in the lab, with its real output
 demo: need-root build lab
 	@tests/lab/enter tests/lab/demo
+
+## bench       what a snapshot costs, beside podman, docker and containerd; into docs/performance.md (about 20 minutes)
+bench: need-root build lab
+	@tests/lab/enter tests/lab/bench --write docs/performance.md
 
 ## install     DESTDIR= PREFIX=/usr; what `make build` made
 install:

@@ -12,6 +12,7 @@ mod error;
 mod hold;
 mod in_use;
 mod layout;
+mod rehearsal;
 mod seal;
 mod source;
 

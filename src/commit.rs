@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::capture::{Captured, Context, Error, Held, Request, capture, import_base};
 use crate::engine::Container;
-use crate::image::{Draft, History, LayerWriter, Parent};
+use crate::image::{Draft, History, Parent};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::store::{Record, Replace};
@@ -47,7 +47,7 @@ pub fn commit(
             annotations.insert(annotation::FROZEN_BYTES.to_owned(), bytes.to_string());
         }
     }
-    let layer = captured.layer.map(LayerWriter::finish).transpose()?;
+    let layer = captured.layer.map(|layer| layer.finish_for(progress)).transpose()?;
     let history = History {
         created: clock.now(),
         created_by: format!("snapfs commit of {} ({})", container.name, container.engine),

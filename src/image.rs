@@ -1,6 +1,7 @@
 //! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
 
 mod build;
+mod chunked;
 mod frame;
 mod layer;
 mod output;
@@ -8,9 +9,11 @@ mod pipeline;
 mod read;
 mod retract;
 mod seek_table;
+mod tar_entries;
 mod unpacked;
 
 pub use build::{Draft, History, Parent};
+pub use chunked::{TAIL, seek_table_end};
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
 pub use unpacked::unpacked_size;

@@ -16,7 +16,7 @@ pub const TABLE: &[Row] = &[
     ("label.KEY=", "VALUE", "a snapfs label on the name"),
     ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
     ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
-    ("compression=", "zstd[:LEVEL]|gzip|none", "how the layer is stored"),
+    ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
     ("volumes=", "skip", "bind mounts and volumes are left out"),
     ("base=", "auto|image", "what the layer is the difference to: the container's image"),
     ("squash=", "none", "layers are not merged"),
@@ -122,13 +122,13 @@ fn pause(value: &str) -> Result<Pause, Error> {
 }
 
 fn compression(value: &str) -> Result<Compression, Error> {
-    let expected = "zstd, zstd:LEVEL with a level from 1 to 19, gzip or none";
+    let expected = "zstd, zstd:LEVEL with a level from 1 to 19, zstd:chunked, gzip or none";
     let wrong = || Error::Value { option: "compression", value: value.to_owned(), expected };
     match value {
         "none" => Ok(Compression::None),
         "gzip" => Ok(Compression::Gzip),
         "zstd" => Ok(Compression::default()),
-        "zstd:chunked" => Err(Error::Unsupported { option: "compression", value: value.to_owned(), instead: "zstd" }),
+        "zstd:chunked" => Ok(Compression::ZstdChunked),
         _ => {
             let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
             if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
@@ -171,6 +171,7 @@ mod tests {
         assert_eq!(options.annotations["org.example"], "x");
         assert_eq!(options.pause, Pause::None);
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
+        assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
         assert!(options.create && options.detach);
     }
 

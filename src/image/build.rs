@@ -138,12 +138,16 @@ fn complete_history(history: &mut Vec<Value>, layers: usize) -> Result<(), Error
 
 fn put(lease: &Lease, media_type: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     let (digest, size) = lease.put(bytes)?;
-    Ok(Descriptor { media_type: media_type.to_owned(), digest, size })
+    Ok(Descriptor::new(media_type, digest, size))
 }
 
 fn describe(descriptor: &Descriptor) -> Result<spec::Descriptor, Error> {
     let digest: spec::Digest = to_spec(&descriptor.digest)?;
-    Ok(spec::Descriptor::new(spec::MediaType::from(descriptor.media_type.as_str()), descriptor.size, digest))
+    let mut described = spec::Descriptor::new(spec::MediaType::from(&*descriptor.media_type), descriptor.size, digest);
+    if !descriptor.annotations.is_empty() {
+        described.set_annotations(Some(descriptor.annotations.clone().into_iter().collect()));
+    }
+    Ok(described)
 }
 
 fn to_spec(digest: &Digest) -> Result<spec::Digest, Error> {
@@ -157,7 +161,7 @@ mod tests {
 
     fn layer(seed: &str) -> Layer {
         let digest = Digest::of(seed.as_bytes());
-        let descriptor = Descriptor { media_type: MEDIA_TYPE_LAYER_ZSTD.to_owned(), digest, size: 7 };
+        let descriptor = Descriptor::new(MEDIA_TYPE_LAYER_ZSTD, digest, 7);
         Layer { descriptor, diff_id: DiffId::of(seed.as_bytes()) }
     }
 
@@ -220,7 +224,7 @@ mod tests {
     fn the_same_draft_gives_the_same_bytes() {
         let (parent, top) = (parent(json!({}), &["a"]), layer("b"));
         let draft = draft(&parent, Some(&top));
-        let config = Descriptor { media_type: MEDIA_TYPE_CONFIG.to_owned(), digest: Digest::of(b"c"), size: 1 };
+        let config = Descriptor::new(MEDIA_TYPE_CONFIG, Digest::of(b"c"), 1);
         let first = draft.manifest(&config).unwrap();
         for _ in 0..20 {
             assert_eq!(draft.manifest(&config).unwrap(), first);

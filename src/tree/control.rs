@@ -32,9 +32,10 @@ snapfs: containers and images as files
   echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
 
 A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
-  message= author= description= label.KEY= annotation.KEY= pause=seal|full|none compression=zstd[:LEVEL]|gzip|none create async
+  message= author= description= label.KEY= annotation.KEY= pause=seal|full|none compression=zstd[:LEVEL]|zstd:chunked|gzip|none
+  create async
 A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
-Tools that read no zstd, such as umoci 0.4, want compression=gzip.
+Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls compression=zstd:chunked file by file.
 ";
 
 impl Tree {
