@@ -53,13 +53,14 @@ impl Snapfs {
 
     /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        let name = self.full_path(name);
-        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-            Some(record) => store::Entry::Image(record),
-            None if self.store.has_children(&name) => store::Entry::Directory,
-            None => return None,
-        };
-        image_entry(&name, entry)
+        let path = self.full_path(name);
+        // Asked for each entry of a large directory: one look and nothing twice.
+        if let Ok(name) = path.parse()
+            && let Some(record) = self.store.record(&name)
+        {
+            return Some(ImageEntry::Image(ImageKey { name, manifest: record.manifest.clone() }));
+        }
+        self.store.has_children(&path).then_some(ImageEntry::Directory)
     }
 
     /// The image itself.

@@ -16,7 +16,7 @@ use crate::sys::clock::Clock;
 #[allow(clippy::print_stdout, reason = "it is what the command is for")]
 pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Error> {
     let how = if args.dry_run { Collect::DryRun } else { Collect::Now };
-    let said = match Store::open_dir(&args.store.store) {
+    let said = match Store::open_existing(&args.store.store) {
         Ok(store) => {
             let now = match cli::source_date_epoch().map_err(Error::Epoch)? {
                 None => Clock::system(),

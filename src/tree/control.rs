@@ -154,8 +154,9 @@ pub(super) fn check_opener(opener: &Caller, caller: &Caller) -> Result<(), Error
         return Ok(());
     }
     let (opener, writer) = (opener.uid, caller.uid);
-    let message =
-        format!("user {opener} opened the file, and user {writer} writes to it; open it as the user who writes");
+    let message = format!(
+        "user {opener} opened the control file, and user {writer} writes to it; open it as the user who writes"
+    );
     Err(Error::new(ErrorKind::Denied, message))
 }
 

@@ -29,6 +29,9 @@ pub(super) fn list(api: &Snapfs, prefix: &str) -> Vec<(String, Node)> {
 /// A colon may be written as `%3A`, for tools that split paths at one.
 pub(super) fn find(api: &Snapfs, prefix: &str, name: &str) -> Option<Node> {
     let path = join(prefix, name);
+    if !path.contains("%3A") {
+        return api.image_entry_at(&path).map(|entry| node(&path, entry));
+    }
     [path.replace("%3A", ":"), path].into_iter().find_map(|path| Some(node(&path, api.image_entry_at(&path)?)))
 }
 
