@@ -10,6 +10,7 @@ mod event;
 mod facts;
 mod gc;
 mod image;
+mod incoming;
 mod label;
 mod metrics;
 mod namespace;
@@ -17,6 +18,7 @@ mod query;
 mod request;
 mod words;
 
+pub use crate::archive::Archive;
 pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
@@ -27,13 +29,14 @@ pub use error::{Error, ErrorKind};
 pub use event::EventReader;
 pub use gc::{Collect, collect};
 pub use image::{ImageEntry, ImageKey};
+pub use incoming::Incoming;
 pub use label::{LABEL_LIMIT, LABELS_LIMIT};
 pub use query::Match;
 pub use request::Verb;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -91,6 +94,8 @@ pub struct Snapfs {
     /// One layer at a time is unpacked to be measured.
     measuring: Background,
     namespace: Option<ImageName>,
+    /// Archives that somebody has open: their blobs are kept open once.
+    archives: Mutex<HashMap<ImageKey, Weak<Archive>>>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
@@ -140,6 +145,7 @@ impl Snapfs {
             asking: Background::new("health", 2),
             measuring: Background::new("measuring", 1),
             namespace: parts.namespace,
+            archives: Mutex::default(),
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,

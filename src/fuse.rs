@@ -12,6 +12,7 @@
 
 mod convert;
 mod errno;
+mod later;
 mod session;
 mod stored;
 mod waiters;
@@ -102,38 +103,6 @@ impl Fuse {
             tree.forget(node, count);
             Ok(())
         });
-    }
-
-    /// The answer to a change of names, which waits for the disk. Who is told to end meanwhile is let go; the change goes on.
-    fn answer_later(
-        &self,
-        operation: &'static str,
-        ino: INodeNo,
-        request: &Request,
-        result: Result<Reply<()>, Errno>,
-        reply: ReplyEmpty,
-    ) {
-        self.later(operation, ino, request, result, move |result| answer(reply, result));
-    }
-
-    /// The same, whatever the answer is.
-    fn later(
-        &self,
-        operation: &'static str,
-        ino: INodeNo,
-        request: &Request,
-        result: Result<Reply<()>, Errno>,
-        answer: impl FnOnce(Result<(), Errno>) + Send + 'static,
-    ) {
-        match result {
-            Ok(Reply::Now(())) => answer(Ok(())),
-            Ok(Reply::Later(mut ticket)) => self.waiters.park(
-                request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| failed(operation, ino, &error))),
-                answer,
-            ),
-            Err(errno) => answer(Err(errno)),
-        }
     }
 
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
@@ -314,6 +283,11 @@ impl fuser::Filesystem for Fuse {
                 }
                 reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
+            Ok(Opened::Import { fh }) => {
+                self.writers.opened(ino.0, fh, caller.tid);
+                reply.opened(FileHandle(fh), convert::IMPORT_FLAGS);
+            }
+            Ok(Opened::Archive { fh, archive }) => self.stored.open_archive(fh, archive, reply),
             Ok(Opened::Stored { fh, file }) => self.stored.open(node, fh, file, reply),
             Err(errno) => reply.error(errno),
         }
@@ -330,8 +304,8 @@ impl fuser::Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Some(file) = self.stored.file(fh.0) {
-            return stored::read(&file, offset, size, reply);
+        if let Some(bytes) = self.stored.bytes(fh.0) {
+            return stored::read(&bytes, offset, size, reply);
         }
         match self.call("read", ino, |tree| tree.read(fh.0, offset, size)) {
             Ok(Reply::Now(bytes)) => reply.data(&bytes),
@@ -360,6 +334,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let nonblock = convert::access(flags).nonblock;
+        let offset = if convert::appends(flags) { tree::AT_END } else { offset };
         let written =
             self.call("write", ino, |tree| tree.write(fh.0, offset, data, nonblock, &convert::caller(request)));
         match written {
@@ -385,8 +360,17 @@ impl fuser::Filesystem for Fuse {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok(); // a shell flushes before its first write and nobody reads the result: errors come from write alone
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Only of archives: a shell flushes a control file before its first write, and its errors come from write alone.
+        match self.call("flush", ino, |tree| tree.flush(fh.0)) {
+            Ok(Reply::Now(())) => reply.ok(),
+            Ok(Reply::Later(mut ticket)) => self.waiters.park(
+                request.pid(),
+                move || Some(ticket.poll()?.map_err(|error| failed("flush", ino, &error))),
+                move |result| answer(reply, result),
+            ),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -423,7 +407,7 @@ impl fuser::Filesystem for Fuse {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        if self.stored.file(fh.0).is_some() {
+        if self.stored.bytes(fh.0).is_some() {
             return reply.poll(events & (PollEvents::POLLIN | PollEvents::POLLRDNORM));
         }
         match self.call("poll", ino, |tree| tree.poll(fh.0)) {
@@ -488,7 +472,8 @@ impl fuser::Filesystem for Fuse {
             found.map_err(|error| failed("create", parent, &error))
         };
         self.later("create", parent, request, made, move |made| match made.and_then(|()| open()) {
-            Ok((Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. }, mut attr)) => {
+            Ok((opened, mut attr)) => {
+                let fh = opened.fh();
                 attr.ino = writers.look_up(attr.ino, caller.tid);
                 if access.write {
                     writers.opened(attr.ino, fh, caller.tid);

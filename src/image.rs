@@ -2,6 +2,7 @@
 
 mod build;
 mod chunked;
+mod decode;
 mod frame;
 mod layer;
 mod output;
@@ -14,6 +15,7 @@ mod unpacked;
 
 pub use build::{Draft, History, Parent};
 pub use chunked::{TAIL, seek_table_end};
+pub use decode::Encoding;
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
 pub use unpacked::unpacked_size;

@@ -13,6 +13,7 @@ pub use state::State;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -155,6 +156,50 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         Jobs { shared, workers: Mutex::new(workers) }
     }
 
+    /// Admit a job that runs at once on a thread of its own: one that waits for its user, and must not keep a worker
+    /// from the others meanwhile. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
+    ///
+    /// Errors: no thread.
+    pub fn start_apart(
+        &self,
+        brief: Brief,
+        now: Timestamp,
+        work: impl FnOnce(&Progress) -> Finish<E> + Send + 'static,
+    ) -> io::Result<Arc<Job<E>>> {
+        let job = self.admit(brief, now);
+        // Admitted before it is asked whether all end, so that a job which is let through is one of those cancelled.
+        if self.shared.queue.is_closed() {
+            self.shared.abandon(&job, Abandoned::Stopping);
+            return Ok(job);
+        }
+        let (shared, running) = (Arc::clone(&self.shared), Arc::clone(&job));
+        let run = move || carry_out(&shared, &running, Box::new(work));
+        match thread::Builder::new().name(format!("job-{}", job.id)).spawn(run) {
+            Ok(thread) => {
+                let mut workers = self.workers.lock();
+                workers.retain(|worker| !worker.is_finished());
+                workers.push(thread);
+                Ok(job)
+            }
+            Err(error) => {
+                self.shared.jobs.lock().remove(&job.id);
+                Err(error)
+            }
+        }
+    }
+
+    fn admit(&self, brief: Brief, now: Timestamp) -> Arc<Job<E>> {
+        let mut jobs = self.shared.jobs.lock();
+        let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
+        let status = Mutex::new(Status { state: State::Queued, outcome: None });
+        let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
+        jobs.insert(id, Arc::clone(&job));
+        forget_old(&mut jobs);
+        drop(jobs);
+        (self.shared.on_change)(&job);
+        job
+    }
+
     /// Admit a job. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
     ///
     /// # Errors
@@ -165,17 +210,11 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         now: Timestamp,
         work: impl FnOnce(&Progress) -> Finish<E> + Send + 'static,
     ) -> Result<Arc<Job<E>>, Full> {
-        let mut jobs = self.shared.jobs.lock();
+        // Two that come at once may make it one more than that.
         if self.shared.queue.len() >= MOST_WAITING {
             return Err(Full);
         }
-        let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        let status = Mutex::new(Status { state: State::Queued, outcome: None });
-        let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
-        jobs.insert(id, Arc::clone(&job));
-        forget_old(&mut jobs);
-        drop(jobs);
-        (self.shared.on_change)(&job);
+        let job = self.admit(brief, now);
         let subject = job.brief.subject.clone();
         if self.shared.queue.push(subject, (Arc::clone(&job), Box::new(work))).is_err() {
             self.shared.abandon(&job, Abandoned::Stopping);
@@ -246,10 +285,20 @@ fn work<E: Send + Sync>(shared: &Shared<E>) {
         (shared.on_change)(&job);
         let finish = catch_unwind(AssertUnwindSafe(|| work(&job.progress)));
         shared.queue.finished(&subject);
-        match finish {
-            Ok(finish) => shared.end(&job, finish),
-            Err(_) => shared.abandon(&job, Abandoned::Panicked),
-        }
+        conclude(shared, &job, finish);
+    }
+}
+
+/// A job without a queue.
+fn carry_out<E: Send + Sync>(shared: &Shared<E>, job: &Job<E>, work: Work<E>) {
+    job.enter(State::Running, None);
+    conclude(shared, job, catch_unwind(AssertUnwindSafe(|| work(&job.progress))));
+}
+
+fn conclude<E: Send + Sync>(shared: &Shared<E>, job: &Job<E>, finish: thread::Result<Finish<E>>) {
+    match finish {
+        Ok(finish) => shared.end(job, finish),
+        Err(_) => shared.abandon(job, Abandoned::Panicked),
     }
 }
 

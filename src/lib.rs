@@ -18,6 +18,7 @@ pub mod guard;
 pub mod job;
 pub mod store;
 
+pub mod archive;
 pub mod changeset;
 pub mod image;
 

@@ -7,9 +7,11 @@
 mod attr;
 mod containers;
 mod control;
+mod describe;
 mod file;
 mod handle;
 mod images;
+mod import;
 mod inode;
 mod jobs;
 mod labels;
@@ -18,10 +20,12 @@ mod node;
 mod query;
 mod written;
 
+pub use crate::api::Archive;
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+pub use import::AT_END;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -33,6 +37,7 @@ use parking_lot::Mutex;
 
 use crate::api::{ImageName, Snapfs};
 use handle::{Conversation, Handle, Handles, slice};
+use import::Receiving;
 use inode::Inodes;
 use node::Node;
 use written::What;
@@ -50,6 +55,18 @@ pub enum Opened {
         /// The handle.
         fh: u64,
     },
+    /// A file that takes an archive: direct I/O, and every close is told of.
+    Import {
+        /// The handle.
+        fh: u64,
+    },
+    /// An image as an archive: the page cache may keep it for good.
+    Archive {
+        /// The handle.
+        fh: u64,
+        /// The archive.
+        archive: Arc<Archive>,
+    },
     /// A stored blob: the page cache may keep it for good.
     Stored {
         /// The handle.
@@ -57,6 +74,19 @@ pub enum Opened {
         /// The blob.
         file: Arc<std::fs::File>,
     },
+}
+
+impl Opened {
+    /// The handle.
+    pub fn fh(&self) -> u64 {
+        match self {
+            Opened::Text { fh }
+            | Opened::Control { fh }
+            | Opened::Import { fh }
+            | Opened::Stored { fh, .. }
+            | Opened::Archive { fh, .. } => *fh,
+        }
+    }
 }
 
 /// An answer, or the promise of one.
@@ -90,7 +120,7 @@ impl<T> Ticket<T> {
 #[derive(Debug)]
 pub struct Tree {
     api: Arc<Snapfs>,
-    inodes: Mutex<Inodes>,
+    inodes: Arc<Mutex<Inodes>>,
     handles: Mutex<Handles>,
     /// Who may read containers and images, and write to control files, besides root.
     group: u32,
@@ -101,7 +131,7 @@ impl Tree {
     /// The tree over `api`, open to root and to the group `group`.
     pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
         let started = SystemTime::from(api.clock().now());
-        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), group, started }
+        Tree { api, inodes: Arc::new(Mutex::new(Inodes::new())), handles: Mutex::default(), group, started }
     }
 
     /// A wake-up whenever some [`Ticket`] may have become ready.
@@ -189,6 +219,14 @@ impl Tree {
     /// Open a file.
     pub fn open(&self, ino: u64, access: Access, caller: &Caller) -> Result<Opened, Error> {
         let node = self.node(ino)?;
+        if node == Node::RootFile(RootFile::Import) {
+            if access.write {
+                let receiving = Receiving::new(*caller);
+                return Ok(Opened::Import { fh: self.handles.lock().insert(Handle::Import(Arc::new(receiving))) });
+            }
+            let text = Handle::Text(self.text(&node)?.into());
+            return Ok(Opened::Text { fh: self.handles.lock().insert(text) });
+        }
         if node.is_control() {
             let conversation = Conversation { node, opener: *caller, talk: Mutex::default() };
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
@@ -205,6 +243,11 @@ impl Tree {
                 let file = Arc::new(self.api.open_blob(key, digest)?);
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
+            }
+            Node::ImageFile(key, ImageFile::Archive) => {
+                let archive = self.api.open_archive(key)?;
+                let fh = self.handles.lock().insert(Handle::Archive(Arc::clone(&archive)));
+                return Ok(Opened::Archive { fh, archive });
             }
             node => match self.open_later(node, access.nonblock)? {
                 Some(handle) => handle,
@@ -232,6 +275,15 @@ impl Tree {
                 None if nonblock => Err(Error::new(ErrorKind::Again, "nothing has happened yet")),
                 None => wait_for(move || reader.read(size as usize).map(Ok)),
             },
+            Handle::Import(receiving) => Ok(Reply::Now(self.import_answer(&receiving, offset, size)?)),
+            Handle::Archive(archive) => {
+                let mut buffer = vec![0; size as usize];
+                let filled = archive
+                    .read_at(offset, &mut buffer)
+                    .map_err(|error| Error::new(ErrorKind::Io, format!("cannot read the archive: {error}")))?;
+                buffer.truncate(filled);
+                Ok(Reply::Now(buffer))
+            }
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -261,16 +313,23 @@ impl Tree {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
             Handle::Events { reader, .. } => reader.is_ready(),
-            Handle::Text(_) | Handle::Written(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+            Handle::Text(_)
+            | Handle::Written(_)
+            | Handle::Stored(_)
+            | Handle::Archive(_)
+            | Handle::Import(_)
+            | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
     }
 
-    /// Close a file. A job goes on.
+    /// Close a file. A job goes on, but for the import of an archive that is not complete.
     pub fn release(&self, fh: u64) {
         let closed = self.handles.lock().remove(fh);
-        if let Some(Handle::Written(open)) = closed {
-            self.close_written(open);
+        match closed {
+            Some(Handle::Written(open)) => self.close_written(open),
+            Some(Handle::Import(receiving)) => receiving.close(),
+            _ => {}
         }
     }
 
@@ -304,8 +363,15 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                let coming = self.api.remove_image(key, caller.uid)?;
-                wait_for(move || coming.answer())
+                let coming = self.api.remove_image(key.clone(), caller.uid)?;
+                let (inodes, removed) = (Arc::clone(&self.inodes), Node::Image(key));
+                wait_for(move || {
+                    let answer = coming.answer();
+                    if matches!(answer, Some(Ok(_))) {
+                        inodes.lock().retire(&removed);
+                    }
+                    answer
+                })
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -352,8 +418,16 @@ impl Tree {
             .parse()
             .map_err(|error| refused(Error::new(ErrorKind::Denied, format!("cannot rename: {error}"))))?;
         self.api.authorise(caller.tid)?;
+        let replaced = images::find(&self.api, "", target.as_str());
         let coming = self.api.rename_image(source, target, replace, caller.uid)?;
-        wait_for(move || coming.answer())
+        let inodes = Arc::clone(&self.inodes);
+        wait_for(move || {
+            let answer = coming.answer();
+            if let (Some(Ok(_)), Some(replaced @ Node::Image(_))) = (&answer, &replaced) {
+                inodes.lock().retire(replaced);
+            }
+            answer
+        })
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.
@@ -448,6 +522,7 @@ impl Tree {
             Node::RootFile(RootFile::Gc) => Ok(api.last_collection().into_bytes()),
             Node::RootFile(RootFile::LastError) => Ok(api.last_store_error().into_bytes()),
             Node::RootFile(RootFile::Retention) => api.retention(),
+            Node::RootFile(RootFile::Import) => Ok(api.last_import().into_bytes()),
             Node::QueryError => Ok(api.query_error().into_bytes()),
             Node::ContainerFile(key, file) => containers::text(api, key, *file),
             Node::ContainerLabel(key, label) => {
@@ -463,70 +538,6 @@ impl Tree {
             Node::JobFile(id, file) => Ok(jobs::text(&*api.job(*id).ok_or_else(gone)?, *file)),
             _ => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
         }
-    }
-
-    fn describe(&self, node: &Node, ino: u64) -> Result<Attr, Error> {
-        let kind = node.kind();
-        let lifetime = if node.is_immutable() { Lifetime::Immutable } else { Lifetime::Volatile };
-        Ok(Attr {
-            ino,
-            kind,
-            mode: mode(node),
-            nlink: if kind == Kind::Directory { 2 } else { 1 },
-            uid: 0,
-            gid: self.group,
-            size: self.size(node)?,
-            time: self.time(node),
-            lifetime,
-        })
-    }
-
-    fn size(&self, node: &Node) -> Result<u64, Error> {
-        match node {
-            Node::Blob(key, digest) => {
-                let image = self.api.image(key)?;
-                Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
-            }
-            node if node.is_control() || later::is_made_later(node) => Ok(0),
-            node => match node.kind() {
-                Kind::File => match self.text(node) {
-                    Ok(text) => Ok(text.len() as u64),
-                    // What is not there yet can be looked at; reading it says why.
-                    Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
-                    Err(error) => Err(error),
-                },
-                Kind::Symlink | Kind::Directory => Ok(0),
-            },
-        }
-    }
-
-    fn time(&self, node: &Node) -> SystemTime {
-        let time = match node {
-            Node::Image(key) | Node::ImageFile(key, _) | Node::Labels(key) | Node::Label(key, _) => {
-                self.api.named_at(&key.name)
-            }
-            _ => None,
-        };
-        time.map_or(self.started, SystemTime::from)
-    }
-}
-
-/// Only root and the group see containers and images: an image's files can hold secrets.
-fn mode(node: &Node) -> u16 {
-    match node {
-        Node::Root => 0o755,
-        Node::RootFile(RootFile::Retention | RootFile::Gc) => 0o660,
-        Node::RootFile(RootFile::Events | RootFile::LastError) => 0o440,
-        Node::RootFile(_) => 0o444,
-        // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
-        Node::Images(_) | Node::Image(_) | Node::Labels(_) => 0o770,
-        Node::Label(..) => 0o660,
-        node if node.is_control() => 0o660,
-        node => match node.kind() {
-            Kind::Directory => 0o750,
-            Kind::File => 0o440,
-            Kind::Symlink => 0o777,
-        },
     }
 }
 

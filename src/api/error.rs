@@ -2,10 +2,9 @@
 
 use std::io;
 
-use crate::changeset;
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{capture, engine, guard, image, line, store};
+use crate::{archive, capture, changeset, engine, guard, image, line, store};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +89,7 @@ from_room! {
     store::Error => store_kind,
     engine::Error => engine_kind,
     image::Error => image_kind,
+    archive::Error => archive_kind,
     capture::Error => capture_kind,
     line::Error => line_kind,
 }
@@ -161,6 +161,22 @@ fn image_kind(error: &image::Error) -> ErrorKind {
         | image::Error::Malformed { .. }
         | image::Error::BaseConfig(_)
         | image::Error::Encode(_) => ErrorKind::Io,
+    }
+}
+
+fn archive_kind(error: &archive::Error) -> ErrorKind {
+    use archive::Error as E;
+    match error {
+        E::Store(error) => store_kind(error),
+        E::Image(error) => image_kind(error),
+        E::NoSpace { .. } => ErrorKind::NoSpace,
+        E::Exists { .. } => ErrorKind::Exists,
+        E::Unsupported { .. } => ErrorKind::Unsupported,
+        E::ManyBlobs { .. } => ErrorKind::TooBig,
+        E::Thread(_) => ErrorKind::Again,
+        E::Cancelled(_) => ErrorKind::Cancelled,
+        // What was written cannot be taken, whatever the disk is like.
+        _ => ErrorKind::Invalid,
     }
 }
 

@@ -1,11 +1,12 @@
 //! What can be asked of an image, and what can be done to its name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use jiff::Timestamp;
 use oci_spec::image as spec;
 
-use crate::api::{Coming, Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::api::{Archive, Coming, Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::archive::Layout;
 use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
 use crate::store::{self, Record, Replace, Space};
 
@@ -106,6 +107,25 @@ impl Snapfs {
             .build()
             .map_err(|error| internal(&error))?;
         canonical_json(&index).map_err(|error| internal(&error))
+    }
+
+    /// The length of the image as an archive, in bytes.
+    pub fn archive_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        Ok(Layout::of(&*self.image(key)?, &key.name)?.size())
+    }
+
+    /// The image as an archive; it can be read to its end for as long as it is held, whatever is deleted.
+    pub fn open_archive(&self, key: &ImageKey) -> Result<Arc<Archive>, Error> {
+        if let Some(open) = self.archives.lock().get(key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let layout = Layout::of(&*self.image(key)?, &key.name)?;
+        let opened = Archive::open(&self.store, layout).map_err(|error| self.unless_gone(key, error.into()))?;
+        let archive = Arc::new(opened);
+        let mut archives = self.archives.lock();
+        archives.retain(|_, archive| archive.strong_count() > 0);
+        archives.insert(key.clone(), Arc::downgrade(&archive));
+        Ok(archive)
     }
 
     /// Open a blob of an image for reading; its bytes stay readable for as long as the file is open, whatever is deleted.

@@ -8,6 +8,8 @@ pub const AUTHORS: &str = "org.opencontainers.image.authors";
 pub const DESCRIPTION: &str = "org.opencontainers.image.description";
 /// The name of an entry of `index.json` (image-spec `image-layout.md`).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The whole name of an entry of `index.json`, as containerd and docker write it into archives.
+pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// The image that the container was started from.
 pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 

@@ -23,6 +23,8 @@ snapfs: containers and images as files
   ls images/img                            the image: an OCI image layout, read with cat, ls and cp
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
   mv images/img images/other               rename (replaces an image of that name)
+  cp images/img/oci.tar img.tar            the image as one archive, for podman load, docker load, skopeo
+  cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
   echo img:stable > images/img/tag         one more name for the same image
   rmdir images/img                         delete the name; blobs nobody refers to are collected later
   echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
@@ -41,7 +43,7 @@ Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls 
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset matters only to files that keep what is written.
+    /// The offset matters to archives and to files that keep what is written.
     pub fn write(
         &self,
         fh: u64,
@@ -53,6 +55,7 @@ impl Tree {
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let conversation = match self.handle(fh)? {
             Handle::Control(conversation) => conversation,
+            Handle::Import(receiving) => return self.write_archive(&receiving, offset, bytes, caller),
             Handle::Written(open) => {
                 return self.write_written(open, offset, bytes, caller);
             }
@@ -101,8 +104,19 @@ impl Tree {
     /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its
     /// user must not be made to write what the user chose. Nor may a process inside a container.
     fn check_writer(&self, conversation: &Conversation, caller: &Caller) -> Result<(), Error> {
-        check_opener(&conversation.opener, caller)?;
+        self.check_opener(&conversation.opener, caller)?;
         self.api.authorise(caller.tid)
+    }
+
+    pub(super) fn check_opener(&self, opener: &Caller, caller: &Caller) -> Result<(), Error> {
+        if caller.uid == opener.uid {
+            return Ok(());
+        }
+        let message = format!(
+            "user {} opened the control file, and user {} writes to it; open it as the user who writes",
+            opener.uid, caller.uid
+        );
+        Err(Error::new(ErrorKind::Denied, message))
     }
 
     fn refused(&self, node: &Node, caller: &Caller, bytes: &[u8], error: Error) -> Error {
@@ -146,18 +160,6 @@ impl Tree {
             None => self.text(&conversation.node),
         })
     }
-}
-
-/// See [`Tree::check_writer`].
-pub(super) fn check_opener(opener: &Caller, caller: &Caller) -> Result<(), Error> {
-    if caller.uid == opener.uid {
-        return Ok(());
-    }
-    let (opener, writer) = (opener.uid, caller.uid);
-    let message = format!(
-        "user {opener} opened the control file, and user {writer} writes to it; open it as the user who writes"
-    );
-    Err(Error::new(ErrorKind::Denied, message))
 }
 
 fn subject(node: &Node) -> Option<(String, &'static str)> {

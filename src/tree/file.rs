@@ -39,6 +39,7 @@ files!(
         Retention "retention" "which image names may go: lines of PATTERN keep=NUMBER within=TIME",
         Gc "gc" "write 1: apply retention, remove what no image needs; write dry-run: say what would go",
         LastError "last_error" "the last failed request on retention and gc, in full",
+        Import "import" "write the bytes of an OCI or docker archive: its images; read: the last result",
     }
 );
 
@@ -74,6 +75,7 @@ files!(
         Created "created" "when the image was made, RFC 3339",
         Parent "parent" "the image it was made on, empty if unknown",
         Kind "kind" "commit, checkpoint or image",
+        Archive "oci.tar" "the whole image as one archive, for skopeo, podman load and docker load",
         Tag "tag" "write \"NAME\": one more name for this image",
         LastError "last_error" "the last failed request on this image, in full",
     }
@@ -103,6 +105,13 @@ files!(
         Wait "wait" "reading blocks until the job has ended, then gives its state",
     }
 );
+
+impl RootFile {
+    /// Whether a write is a command.
+    pub fn is_control(self) -> bool {
+        matches!(self, RootFile::Import | RootFile::Gc)
+    }
+}
 
 impl ContainerFile {
     /// Whether a write is a command.

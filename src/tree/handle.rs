@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Coming, Error, EventReader, SnapfsJob};
+use crate::api::{Archive, Coming, Error, EventReader, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
+use crate::tree::import::Receiving;
 use crate::tree::node::Node;
 use crate::tree::written;
 
@@ -25,6 +26,10 @@ pub(super) enum Handle {
     Written(Arc<written::Open>),
     /// What happens.
     Events { reader: Arc<EventReader>, nonblock: bool },
+    /// An archive that is being written.
+    Import(Arc<Receiving>),
+    /// An image as an archive.
+    Archive(Arc<Archive>),
     /// A blob.
     Stored(Arc<std::fs::File>),
     /// A directory as it was at open.

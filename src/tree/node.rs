@@ -125,7 +125,7 @@ impl Node {
     /// Whether a write to the node is a command.
     pub(super) fn is_control(&self) -> bool {
         match self {
-            Node::RootFile(file) => *file == RootFile::Gc,
+            Node::RootFile(file) => file.is_control(),
             Node::ContainerFile(_, file) => file.is_control(),
             Node::ImageFile(_, file) => file.is_control(),
             Node::JobFile(_, file) => file.is_control(),

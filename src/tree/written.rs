@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::api::{Error, ErrorKind, ImageKey, LABEL_LIMIT, Snapfs};
 use crate::tree::attr::{Access, Caller};
-use crate::tree::control::check_opener;
 use crate::tree::file::RootFile;
 use crate::tree::handle::Handle;
 use crate::tree::labels;
@@ -120,7 +119,7 @@ impl Tree {
         caller: &Caller,
     ) -> Result<Reply<u32>, Error> {
         open.untouched.store(false, Ordering::Relaxed);
-        let may = check_opener(&open.opener, caller).and_then(|()| self.api.authorise(caller.tid));
+        let may = self.check_opener(&open.opener, caller).and_then(|()| self.api.authorise(caller.tid));
         may.map_err(|error| open.what.refused(&self.api, caller.uid, error))?;
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let (bytes, uid) = (bytes.to_vec(), caller.uid);

@@ -8,6 +8,8 @@
 // What the tests share.
 mod harness;
 
+// Images as archives: oci.tar, and what /snap/import takes.
+mod archive;
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
 // What a person finds right after something ended or failed.

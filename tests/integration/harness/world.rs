@@ -302,7 +302,8 @@ impl World {
 
     pub(crate) fn open_ino(&self, ino: u64, access: Access, caller: Caller) -> Result<Open<'_>, Error> {
         let fh = match self.tree.open(ino, access, &caller)? {
-            Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. } => fh,
+            Opened::Text { fh } | Opened::Control { fh } | Opened::Import { fh } => fh,
+            Opened::Archive { fh, .. } | Opened::Stored { fh, .. } => fh,
         };
         Ok(Open { world: self, fh, position: Cell::new(0) })
     }
