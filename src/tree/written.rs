@@ -13,7 +13,7 @@ use crate::tree::file::RootFile;
 use crate::tree::handle::Handle;
 use crate::tree::labels;
 use crate::tree::node::Node;
-use crate::tree::{Opened, Reply, Tree, wait_for};
+use crate::tree::{AT_END, Opened, Reply, Tree, wait_for};
 
 /// What is written to.
 #[derive(Debug, Clone)]
@@ -51,6 +51,8 @@ impl What {
 
 /// The text after `bytes` were written at `offset`.
 fn splice(mut text: Vec<u8>, offset: u64, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    // O_APPEND: at the end, wherever that is.
+    let offset = if offset == AT_END { text.len() as u64 } else { offset };
     let at = usize::try_from(offset).ok().filter(|at| *at <= text.len()).ok_or_else(hole)?;
     let end = text.len().min(at + bytes.len());
     text.splice(at..end, bytes.iter().copied());
@@ -196,6 +198,7 @@ mod tests {
         assert_eq!(after(Some("x"), 3, b"y"), Err(ErrorKind::Invalid));
         assert_eq!(after(None, 0, b"\xff"), Err(ErrorKind::Invalid));
         assert_eq!(after(None, 0, &[b'x'; LABEL_LIMIT + 2]), Err(ErrorKind::TooBig));
-        assert_eq!(after(None, u64::MAX, b"y"), Err(ErrorKind::Invalid));
+        assert_eq!(after(Some("x"), u64::MAX, b"y\n").unwrap(), "x\ny", "O_APPEND");
+        assert_eq!(after(None, u64::MAX - 1, b"y"), Err(ErrorKind::Invalid));
     }
 }
