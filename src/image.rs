@@ -12,6 +12,7 @@ mod read;
 mod retract;
 mod seek_table;
 mod tar_entries;
+mod unpacked;
 
 pub use build::{Draft, History, Parent};
 pub use change::{Change, InvalidChange, Verb as ChangeVerb};
@@ -19,6 +20,7 @@ pub use chunked::{TAIL, seek_table_end};
 pub use decode::Encoding;
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
+pub use unpacked::unpacked_size;
 
 use crate::oci::Digest;
 use crate::store;

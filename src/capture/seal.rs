@@ -51,6 +51,7 @@ pub(super) fn seal(
     freezing: &Freezing,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
+    progress.enter("scanning");
     let mut parts = Part::all(context, lease, container, request, progress)?;
     for part in &mut parts {
         let rounds = part.copy.rounds(&mut part.snapshot, &mut part.changes, freezing, progress);

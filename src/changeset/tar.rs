@@ -171,6 +171,13 @@ pub enum Read {
     Gone,
 }
 
+/// About how long the tar will be: contents, and a header with its records.
+fn about(changes: &Changes) -> u64 {
+    let content = |entry: &&Entry| entry.kind == Kind::File;
+    let contents = changes.entries.iter().filter(content).map(|entry| entry.metadata.size);
+    contents.sum::<u64>() + changes.entries.len() as u64 * 3 * BLOCK as u64
+}
+
 impl<'a, W: Write> Writer<'a, W> {
     /// Nothing written yet; contents come from beneath the roots of `changes`.
     pub fn new(out: W, changes: &Changes, progress: &'a Progress, options: Options) -> Writer<'a, W> {
@@ -187,6 +194,7 @@ impl<'a, W: Write> Writer<'a, W> {
             zeros: vec![0; BUFFER],
         };
         writer.read_from(changes);
+        progress.expect(about(changes), changes.entries.len() as u64);
         writer
     }
 
