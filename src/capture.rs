@@ -10,6 +10,7 @@ mod aside;
 mod base;
 mod error;
 mod ground;
+mod held;
 mod hold;
 mod in_use;
 mod layout;
@@ -17,15 +18,21 @@ mod look;
 mod rehearsal;
 mod seal;
 mod source;
+mod spec;
+mod stop;
+mod taken;
+mod torn;
+mod volumes;
 
 pub use base::import as import_base;
 pub use error::Error;
 pub use ground::{Memory, forget_gone};
 pub use hold::Held;
+pub use volumes::{Volume, Volumes, declared as declared_volumes, included as included_volumes};
 
 use std::time::Duration;
 
-use crate::changeset::{self, Changes, escape, tar};
+use crate::changeset;
 use crate::engine::{Container, Engine};
 use crate::guard::Guard;
 use crate::image::{Compression, LayerWriter, Parent};
@@ -33,11 +40,9 @@ use crate::oci::{Digest, ImageName};
 use crate::progress::Progress;
 use crate::store::{Lease, Store};
 use crate::sys::clock::Clock;
-use crate::sys::dir::Time;
 use ground::Ground;
-use hold::{Freezing, Hold, SEAL_LIMIT};
-use in_use::{InUse, Names};
-use look::Look;
+use hold::{Freezing, SEAL_LIMIT};
+use taken::Taken;
 
 /// What a capture needs of its surroundings.
 #[derive(Debug)]
@@ -64,6 +69,8 @@ pub enum Pause {
     Full,
     /// Not at all: files that change meanwhile are named in the image's annotations.
     None,
+    /// Stopped by its engine before, and started again afterwards.
+    Stop,
 }
 
 impl Pause {
@@ -73,6 +80,7 @@ impl Pause {
             Pause::Seal => "seal",
             Pause::Full => "full",
             Pause::None => "none",
+            Pause::Stop => "stop",
         }
     }
 }
@@ -93,16 +101,18 @@ pub enum Base {
 pub const MOST_LAYERS: usize = 100;
 
 /// What to capture, and how.
-#[derive(Debug, Clone)]
-pub struct Request {
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
     /// How the container is held still.
     pub pause: Pause,
     /// How the layer is stored.
     pub compression: Compression,
     /// What it is the difference to.
-    pub base: Base,
+    pub base: &'a Base,
     /// [`MOST_LAYERS`], or fewer.
     pub most_layers: usize,
+    /// What is captured with it, at the same moment.
+    pub volumes: &'a [Volume],
 }
 
 /// Captures what `container` changed.
@@ -110,24 +120,28 @@ pub fn capture(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
-    let captured = capture_on_last(context, lease, container, &request, progress);
+    let captured = match request.pause {
+        Pause::Stop => stop::capture_stopped(context, lease, container, request, progress),
+        Pause::Seal | Pause::Full | Pause::None => capture_on_last(context, lease, container, request, progress),
+    };
     captured.map_err(|error| error.about(&container.name))
 }
 
+/// On the container's last snapshot if that can be, else on its base image.
 fn capture_on_last(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: &Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
     progress.enter("base");
     if let Some(last) = Ground::last(context, lease, container, request, progress)? {
         match capture_on(last, context, lease, container, request, progress) {
-            Err(Error::Apart(reason)) if request.base == Base::Auto => {
+            Err(Error::Apart(reason)) if *request.base == Base::Auto => {
                 progress.log(format!("the layer is not the difference to the last snapshot: {reason}"));
                 progress.enter("base");
             }
@@ -143,30 +157,21 @@ fn capture_on(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: &Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
     let earlier = ground.earlier.take();
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| request.pause == Pause::Seal);
     let (taken, held) = match &freezing {
-        Some(freezing) => {
-            let look = Look::begin(container, earlier, progress)?;
-            seal::seal(context, lease, container, request.compression, freezing, look, progress)?
-        }
-        None => {
-            // Held in the old way, and all is read meanwhile.
-            let hold = Hold::take(context, container, request.pause)?;
-            progress.enter(hold.phase());
-            let at = Time::now();
-            let look = Look::begin(container, earlier, progress)?;
-            let taken = read_held(context, lease, container, request, &hold, (look, at), progress)?;
-            (taken, hold.end(context, container)?)
-        }
+        Some(freezing) => seal::seal(context, lease, container, request, freezing, earlier, progress)?,
+        None => held::read(context, lease, container, request, earlier, progress)?,
     };
-    let Taken { layer, torn, skipped_sockets, sealed, files } = taken;
+    let Taken { layer, torn, skipped_sockets, sealed, volumes, files } = taken;
+    // The layers of volumes are not told of by the container's own files.
+    let files = files.filter(|_| request.volumes.is_empty());
     let memory = files.and_then(|files| Memory::of(context, container, request.compression, ground.origin, &files));
     let Ground { parent, snapshot, .. } = ground;
-    Ok((Captured { parent, snapshot, layer, torn: torn.len(), skipped_sockets, sealed, memory }, held))
+    Ok((Captured { parent, snapshot, layer, torn, skipped_sockets, sealed, volumes, memory }, held))
 }
 
 /// What it changed in its image, now: `A|C|D path`, a line each.
@@ -191,100 +196,13 @@ pub struct Captured {
     /// None if nothing has changed since then.
     pub layer: Option<LayerWriter>,
     /// Files whose content is not that of one moment.
-    pub torn: usize,
+    pub torn: Vec<Vec<u8>>,
     /// Sockets, which no layer can hold.
     pub skipped_sockets: u64,
     /// How often files were read before the freeze, and what was read in it: for `pause=seal`.
     pub sealed: Option<(usize, u64)>,
+    /// The volumes, each with what it holds; their layers belong on top of this one, in this order.
+    pub volumes: Vec<(Volume, LayerWriter)>,
     /// To keep once the image is there, so that the next capture can stand on it.
     pub memory: Option<Memory>,
-}
-
-/// What was read of a container.
-struct Taken {
-    layer: Option<LayerWriter>,
-    torn: Vec<Vec<u8>>,
-    skipped_sockets: u64,
-    sealed: Option<(usize, u64)>,
-    /// What [`Look::remember`] made of it.
-    files: Option<Vec<u8>>,
-}
-
-impl Taken {
-    fn nothing(changes: &Changes) -> Taken {
-        Taken { layer: None, torn: Vec::new(), skipped_sockets: changes.sockets, sealed: None, files: None }
-    }
-
-    fn new(changes: &Changes, mut written: tar::Written, layer: LayerWriter, progress: &Progress) -> Taken {
-        let mut torn = std::mem::take(&mut written.torn);
-        torn.extend_from_slice(&changes.vanished);
-        for path in &torn {
-            progress.log(format!("changed while it was read: /{}", escape(path)));
-        }
-        for path in &changes.mounts {
-            progress.log(format!("left out, something is mounted there: /{}", escape(path)));
-        }
-        if changes.dropped_xattrs > 0 {
-            progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));
-        }
-        Taken { layer: Some(layer), torn, skipped_sockets: written.skipped_sockets, sealed: None, files: None }
-    }
-}
-
-/// Read everything that the container changed; all that must happen while it is held. `at` it was held, and not yet looked
-/// at.
-fn read_held(
-    context: &Context<'_>,
-    lease: &Lease,
-    container: &Container,
-    request: &Request,
-    hold: &Hold,
-    (mut look, at): (Look, Time),
-    progress: &Progress,
-) -> Result<Taken, Error> {
-    let changes = look.changes(progress)?;
-    // In the same place as if the container were sealed: the same files give the same bytes.
-    let (in_use, mut names) = (InUse::of(&hold.processes()?)?, Names::default());
-    let mut taken = if changes.entries.is_empty() {
-        settle(&mut look, &changes, container, hold, progress)?;
-        Taken::nothing(&changes)
-    } else {
-        let vanished = if hold.is_still() { tar::Vanished::Fail } else { tar::Vanished::Skip };
-        let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
-        if !in_use.untraceable.is_empty() {
-            names.learn(&mut look.snapshot, &changes);
-        }
-        let layer = LayerWriter::new(lease.blob()?, request.compression)?;
-        let mut writer = tar::Writer::new(layer, &changes, progress, tar::Options { vanished, latest_mtime });
-        layout::write(&changes, &mut writer, |entry| names.are_in(&in_use.untraceable, entry))?;
-        let (written, layer) = writer.into_out()?;
-        settle(&mut look, &changes, container, hold, progress)?;
-        Taken::new(&changes, written, layer, progress)
-    };
-    if hold.is_still() {
-        taken.files = look.remember(&changes, &in_use, &taken.torn, &mut names, at);
-    }
-    Ok(taken)
-}
-
-/// Nobody can be kept from starting or removing a container without processes: that is noticed afterwards, not least that
-/// files went one by one.
-fn settle(
-    look: &mut Look,
-    changes: &Changes,
-    container: &Container,
-    hold: &Hold,
-    progress: &Progress,
-) -> Result<(), Error> {
-    if !matches!(hold, Hold::Stopped) {
-        return Ok(());
-    }
-    look.snapshot.update(false, progress)?;
-    let now = look.changes(progress)?;
-    let is_same = now.entries.len() == changes.entries.len()
-        && now.entries.iter().zip(&changes.entries).all(|(now, then)| now.is_same(then));
-    if is_same && changes.vanished.is_empty() && now.vanished.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Unsettled(container.name.clone()))
 }

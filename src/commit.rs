@@ -9,7 +9,7 @@ pub use options::{Options, TABLE as OPTIONS};
 
 use std::collections::BTreeMap;
 
-use crate::capture::{Captured, Context, Error, Held, Request, capture};
+use crate::capture::{Captured, Context, Error, Held, Request, Volumes, capture, declared_volumes, included_volumes};
 use crate::engine::Container;
 use crate::image::{Draft, History};
 use crate::oci::{Descriptor, annotation};
@@ -30,13 +30,23 @@ pub fn commit(
     store.check_free(&options.name, replace)?;
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
+    let declared = match options.volumes {
+        Volumes::Declare => declared_volumes(container)?,
+        Volumes::Skip | Volumes::Include => Vec::new(),
+    };
+    let volumes = match options.volumes {
+        Volumes::Include => included_volumes(context, container, progress)?,
+        Volumes::Skip | Volumes::Declare => Vec::new(),
+    };
     let request = Request {
         pause: options.pause,
         compression: options.compression,
-        base: options.base.clone(),
+        base: &options.base,
         most_layers: options.most_layers,
+        volumes: &volumes,
     };
-    let (captured, held) = capture(context, &lease, container, request, progress)?;
+    let (mut captured, held) = capture(context, &lease, container, request, progress)?;
+    captured.parent.change(&options.changes, &declared)?;
 
     progress.enter("finishing");
     let mut annotations = annotations(container, options, &held, &captured);
@@ -49,14 +59,20 @@ pub fn commit(
             annotations.insert(annotation::FROZEN_BYTES.to_owned(), bytes.to_string());
         }
     }
-    let layer = captured.layer.map(|layer| layer.finish_for(progress)).transpose()?;
-    let history = History {
+    let history = |of: &str| History {
         created: clock.now(),
-        created_by: format!("snapfs commit of {} ({})", container.name, container.engine),
+        created_by: format!("snapfs commit of {} ({}){of}", container.name, container.engine),
         author: options.author.clone(),
         comment: options.message.clone(),
     };
-    let draft = Draft { parent: &captured.parent, layer: layer.as_ref(), history, annotations };
+    let mut parent = captured.parent;
+    let (mut layer, mut entry) = (captured.layer.map(|layer| layer.finish_for(progress)).transpose()?, history(""));
+    for (volume, writer) in captured.volumes {
+        parent = parent.with(layer, entry)?;
+        (layer, entry) =
+            (Some(writer.finish_for(progress)?), history(&format!(": volume {}", volume.destination.display())));
+    }
+    let draft = Draft { parent: &parent, layer: layer.as_ref(), history: entry, annotations };
     let manifest = draft.write(&lease)?;
 
     progress.check()?;
@@ -86,9 +102,16 @@ fn annotations(container: &Container, options: &Options, held: &Held, captured: 
         set(annotation::PARENT, digest.to_string());
     }
     let counts =
-        [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
+        [(annotation::TORN_FILES, captured.torn.len() as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         set(key, count.to_string());
+    }
+    if !captured.volumes.is_empty() {
+        let paths: Vec<_> = captured.volumes.iter().map(|(volume, _)| volume.destination.to_string_lossy()).collect();
+        set(annotation::VOLUMES, paths.join("\n"));
+    }
+    if !captured.torn.is_empty() {
+        set(annotation::TORN, captured.torn_text());
     }
     let words = [
         (annotation::BASE_NAME, &captured.parent.name),

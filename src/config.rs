@@ -3,11 +3,13 @@
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use crate::oci::{ImageName, InvalidName};
+
 /// Where snapfs keeps its images unless told otherwise.
 pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
-pub const OPTIONS: [(&str, &str, &str); 9] = [
+pub const OPTIONS: [(&str, &str, &str); 10] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
     ("gid", "GROUP", "the group, by name or number, that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
@@ -20,6 +22,7 @@ pub const OPTIONS: [(&str, &str, &str); 9] = [
         "how long a container may stay frozen before it is let run (default 2, and 120 with pause=full)",
     ),
     ("jobs", "N", "how many jobs run at the same time (default: by the number of processors)"),
+    ("namespace", "NAME", "show only images whose names are below NAME/, and put new ones there"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];
 
@@ -92,6 +95,8 @@ pub struct Options {
     pub freeze_limit: Option<NonZero<u64>>,
     /// The environment's `SOURCE_DATE_EPOCH`, in seconds; not an option, and set by whoever read the environment.
     pub source_date_epoch: Option<i64>,
+    /// `namespace=`
+    pub namespace: Option<ImageName>,
     /// `log=`
     pub log: Option<PathBuf>,
     /// `ro`: nothing can be written, control files included.
@@ -114,6 +119,7 @@ impl Default for Options {
             jobs: None,
             freeze_limit: None,
             source_date_epoch: None,
+            namespace: None,
             log: None,
             read_only: false,
             no_exec: false,
@@ -165,6 +171,14 @@ pub enum Error {
         option: &'static str,
         /// The value.
         value: String,
+    },
+    /// Not the beginning of image names.
+    #[error("mount option \"namespace={value}\" cannot begin image names: {reason}")]
+    Namespace {
+        /// The value.
+        value: String,
+        /// Why not.
+        reason: &'static str,
     },
     /// mount(8) has a `group` of its own and passes it to nobody: it must not seem to work where mount(8) has no hand in it.
     #[error("mount option \"group={group}\" does not pass through mount(8); use gid={group}")]
@@ -241,6 +255,14 @@ impl Options {
             "crun-root" => self.crun_roots.push(path()?),
             "podman-root" => self.podman_root = Some(path()?),
             "podman-runroot" => self.podman_runroot = Some(path()?),
+            "namespace" => {
+                let invalid = |error: InvalidName| Error::Namespace { value: value.to_owned(), reason: error.reason };
+                let name: ImageName = value.parse().map_err(invalid)?;
+                if name.tag().is_some() {
+                    return Err(Error::Namespace { value: value.to_owned(), reason: "a namespace has no tag" });
+                }
+                self.namespace = Some(name);
+            }
             "log" => self.log = Some(path()?),
             "freeze-limit" => {
                 let seconds = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;

@@ -12,6 +12,7 @@
 
 mod convert;
 mod errno;
+mod later;
 mod session;
 mod stored;
 mod waiters;
@@ -32,6 +33,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::sys::abi;
 use crate::sys::process::is_told_to_end;
 use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree};
 
@@ -48,7 +50,7 @@ pub(crate) struct Fuse {
     tree: Arc<Tree>,
     waiters: waiters::Waiters,
     stored: stored::Stored,
-    writers: writers::Writers,
+    writers: Arc<writers::Writers>,
 }
 
 impl fmt::Debug for Fuse {
@@ -60,7 +62,7 @@ impl fmt::Debug for Fuse {
 impl Fuse {
     fn new(tree: Arc<Tree>) -> io::Result<Fuse> {
         let waiters = waiters::Waiters::start(tree.completions())?;
-        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: writers::Writers::default() })
+        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: Arc::default() })
     }
 
     /// One call into the tree, whose failures and panics become an errno.
@@ -101,26 +103,6 @@ impl Fuse {
             tree.forget(node, count);
             Ok(())
         });
-    }
-
-    /// The answer to a change of names, which waits for the disk. Who is told to end meanwhile is let go; the change goes on.
-    fn answer_later(
-        &self,
-        operation: &'static str,
-        ino: INodeNo,
-        request: &Request,
-        result: Result<Reply<()>, Errno>,
-        reply: ReplyEmpty,
-    ) {
-        match result {
-            Ok(Reply::Now(())) => reply.ok(),
-            Ok(Reply::Later(mut ticket)) => self.waiters.park(
-                request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| failed(operation, ino, &error))),
-                move |result| answer(reply, result),
-            ),
-            Err(errno) => reply.error(errno),
-        }
     }
 
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
@@ -187,7 +169,7 @@ impl fuser::Filesystem for Fuse {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -210,10 +192,16 @@ impl fuser::Filesystem for Fuse {
             times: atime.is_some() || mtime.is_some(),
         };
         let node = self.writers.resolve(ino.0);
-        match self.call("setattr", ino, |tree| tree.set_attr(node, change)) {
+        let resized = self.call("setattr", ino, |tree| match size {
+            Some(size) => tree.resize(node, size, &convert::caller(request)),
+            None => Ok(Reply::Now(())),
+        });
+        let tree = Arc::clone(&self.tree);
+        let set = move || tree.set_attr(node, change).map_err(|error| failed("setattr", ino, &error));
+        self.later("setattr", ino, request, resized, move |resized| match resized.and_then(|()| set()) {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&Attr { ino: ino.0, ..attr })),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -289,6 +277,9 @@ impl fuser::Filesystem for Fuse {
             Ok(Opened::Control { fh }) => {
                 if access.write {
                     self.writers.opened(ino.0, fh, caller.tid);
+                }
+                if convert::empties(flags) {
+                    self.tree.opened_empty(fh);
                 }
                 reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
@@ -442,7 +433,8 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request))));
+        let removed = self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request)));
+        self.answer_later("unlink", parent, request, removed, reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -470,8 +462,27 @@ impl fuser::Filesystem for Fuse {
         self.answer_later("rename", parent, request, renamed, reply);
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(self.refuse(parent, "create"));
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let (flags, caller) = (OpenFlags(flags), convert::caller(request));
+        let (access, exclusive) = (convert::access(flags), flags.0 & abi::O_EXCL != 0);
+        let made = self.call("create", parent, |tree| tree.create(parent.0, name, exclusive, &caller));
+        let (tree, writers, name) = (Arc::clone(&self.tree), Arc::clone(&self.writers), name.to_owned());
+        let open = move || {
+            let found = tree.lookup(parent.0, &name).and_then(|attr| Ok((tree.open(attr.ino, access, &caller)?, attr)));
+            found.map_err(|error| failed("create", parent, &error))
+        };
+        self.later("create", parent, request, made, move |made| match made.and_then(|()| open()) {
+            Ok((opened, mut attr)) => {
+                let fh = opened.fh();
+                attr.ino = writers.look_up(attr.ino, caller.tid);
+                if access.write {
+                    writers.opened(attr.ino, fh, caller.tid);
+                }
+                let (ttl, fh) = (convert::ttl(attr.lifetime), FileHandle(fh));
+                reply.created(&ttl, &convert::attr(&attr), GENERATION, fh, convert::VOLATILE_FLAGS);
+            }
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

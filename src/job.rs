@@ -118,13 +118,13 @@ impl<E> Job<E> {
 }
 
 type Work<E> = Box<dyn FnOnce(&Progress) -> Finish<E> + Send>;
-type Wake = Box<dyn Fn(JobId) + Send + Sync>;
+type Told<E> = Box<dyn Fn(&Job<E>) + Send + Sync>;
 type Explain<E> = Box<dyn Fn(&Job<E>, Abandoned) -> E + Send + Sync>;
 
 struct Shared<E> {
     queue: Queue<(Arc<Job<E>>, Work<E>)>,
     jobs: Mutex<BTreeMap<JobId, Arc<Job<E>>>>,
-    on_end: Wake,
+    on_change: Told<E>,
     explain: Explain<E>,
 }
 
@@ -141,10 +141,11 @@ impl<E: Send + Sync + 'static> fmt::Debug for Jobs<E> {
 }
 
 impl<E: Send + Sync + 'static> Jobs<E> {
-    /// `workers` jobs at once. `on_end` is told of each job that ended, on the thread that ended it. `explain` makes the
+    /// `workers` jobs at once. `on_change` is told of each job that was admitted, begun or ended, on the
+    /// thread that did so. `explain` makes the
     /// error of a job that ended without its work saying how, before anybody can see that it has ended.
-    pub fn new(workers: usize, on_end: Wake, explain: Explain<E>) -> Jobs<E> {
-        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_end, explain });
+    pub fn new(workers: usize, on_change: Told<E>, explain: Explain<E>) -> Jobs<E> {
+        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_change, explain });
         let workers = (0..workers.max(1))
             .map(|n| {
                 let shared = Arc::clone(&shared);
@@ -194,6 +195,8 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
         jobs.insert(id, Arc::clone(&job));
         forget_old(&mut jobs);
+        drop(jobs);
+        (self.shared.on_change)(&job);
         job
     }
 
@@ -279,6 +282,7 @@ fn forget_old<E>(jobs: &mut BTreeMap<JobId, Arc<Job<E>>>) {
 fn work<E: Send + Sync>(shared: &Shared<E>) {
     while let Some((subject, (job, work))) = shared.queue.next() {
         job.enter(State::Running, None);
+        (shared.on_change)(&job);
         let finish = catch_unwind(AssertUnwindSafe(|| work(&job.progress)));
         shared.queue.finished(&subject);
         conclude(shared, &job, finish);
@@ -305,12 +309,13 @@ impl<E> Shared<E> {
     }
 
     fn end(&self, job: &Job<E>, finish: Finish<E>) {
+        job.progress.stop();
         match finish {
             Finish::Done(text) => job.enter(State::Done, Some(Ok(text))),
             Finish::Failed(error) => job.enter(State::Failed, Some(Err(Arc::new(error)))),
             Finish::Cancelled(error) => job.enter(State::Cancelled, Some(Err(Arc::new(error)))),
         }
-        (self.on_end)(job.id);
+        (self.on_change)(job);
     }
 }
 

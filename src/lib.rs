@@ -5,9 +5,11 @@
 //! store alone. Imports point down and never to a peer; `docs/architecture.md` holds the table and
 //! `tests/integration/layering.rs` holds the code against it.
 
+pub mod filter;
 pub mod line;
 pub mod oci;
 pub mod progress;
+pub mod retention;
 
 pub mod sys;
 

@@ -148,6 +148,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
         E::NoContainer { .. } | E::Ambiguous { .. } | E::Gone { .. } | E::UnknownEngine { .. } => ErrorKind::NotFound,
         E::Program { .. } | E::Untold { .. } => ErrorKind::External,
         E::NotYet { .. } => ErrorKind::Again,
+        E::StillRuns { .. } => ErrorKind::Busy,
         _ => ErrorKind::Io,
     }
 }
@@ -155,6 +156,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
 fn image_kind(error: &image::Error) -> ErrorKind {
     match error {
         image::Error::Store(error) => store_kind(error),
+        image::Error::Change(_) => ErrorKind::Invalid,
         image::Error::Write(_)
         | image::Error::ReadBack(_)
         | image::Error::NotInLayer { .. }
@@ -188,9 +190,15 @@ fn line_kind(error: &line::Error) -> ErrorKind {
 fn capture_kind(error: &capture::Error) -> ErrorKind {
     use capture::Error as E;
     match error {
-        E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
+        E::Started(_) | E::Unsettled(_) | E::Paused(_) => ErrorKind::Busy,
+        E::RemovedAtEnd(_) | E::NoVolumes(_) | E::Volume { .. } | E::Base { .. } | E::Apart(_) => {
+            ErrorKind::Unsupported
+        }
+        E::VolumeMoved(_) => ErrorKind::Busy,
+        E::InVolume { source, .. } => capture_kind(source),
+        E::Mounts { .. } => ErrorKind::Io,
+        E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } | E::NoBase(_) => ErrorKind::NotFound,
-        E::Base { .. } | E::Apart(_) => ErrorKind::Unsupported,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),

@@ -42,7 +42,8 @@ const KEPT_IMAGES: usize = 1024;
 impl Snapfs {
     /// One level of the images: `prefix` is empty or names a directory of images.
     pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
-        let entries = self.store.list(prefix).into_iter();
+        let prefix = self.full_path(prefix);
+        let entries = self.store.list(&prefix).into_iter();
         entries
             .filter_map(|(component, entry)| {
                 let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
@@ -53,12 +54,14 @@ impl Snapfs {
 
     /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-            Some(record) => store::Entry::Image(record),
-            None if self.store.has_children(name) => store::Entry::Directory,
-            None => return None,
-        };
-        image_entry(name, entry)
+        let path = self.full_path(name);
+        // Asked for each entry of a large directory: one look and nothing twice.
+        if let Ok(name) = path.parse()
+            && let Some(record) = self.store.record(&name)
+        {
+            return Some(ImageEntry::Image(ImageKey { name, manifest: record.manifest.clone() }));
+        }
+        self.store.has_children(&path).then_some(ImageEntry::Directory)
     }
 
     /// The image itself.
@@ -74,6 +77,20 @@ impl Snapfs {
         }
         images.insert(key.manifest.digest, Arc::clone(&image));
         Ok(image)
+    }
+
+    /// The bytes of its layers when they are unpacked. Reads each layer through, once and for all, if nothing else tells.
+    pub fn unpacked_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        let image = self.image(key)?;
+        image.layers.iter().try_fold(0, |sum, layer| {
+            let size = crate::image::unpacked_size(&self.store, &layer.descriptor);
+            Ok(sum + size.map_err(|error| self.unless_gone(key, error.into()))?)
+        })
+    }
+
+    /// The bytes that only this name needs: what removing it would free.
+    pub fn unique_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        Ok(self.store.unique_size(&key.manifest)?)
     }
 
     /// `index.json` of the image as a layout of its own (image-spec `image-layout.md`): one manifest, named by its tag.
@@ -143,7 +160,7 @@ impl Snapfs {
         })
     }
 
-    /// Give the image another name, replacing an image of that name only if `replace`.
+    /// Give the image another name below `images/`, replacing an image of that name only if `replace`.
     pub fn rename_image(
         self: &Arc<Self>,
         key: ImageKey,
@@ -151,6 +168,7 @@ impl Snapfs {
         replace: bool,
         uid: u32,
     ) -> Result<Arc<Coming<()>>, Error> {
+        let to = self.full_name(&to)?;
         self.beside(&self.naming, move |this, _| {
             let replace = if replace { Replace::Allowed } else { Replace::Refused };
             let renamed = this.store.rename(&key.name, &to, replace).map_err(Error::from);
@@ -183,10 +201,11 @@ impl Snapfs {
         for blob in image.blobs() {
             lease.adopt(&blob.digest)?;
         }
+        let name = self.full_name(&name)?;
         let kind = Some(image.kind().to_owned());
         let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
-        Ok(name.to_string())
+        Ok(line.trim().to_owned())
     }
 
     /// Bytes and files of the store's file system: size, free, inodes, free inodes.

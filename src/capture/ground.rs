@@ -93,7 +93,7 @@ impl Ground {
         context: &Context<'_>,
         lease: &Lease,
         container: &Container,
-        request: &Request,
+        request: Request<'_>,
         progress: &Progress,
     ) -> Result<Ground, Error> {
         let (parent, fingerprint) = base::bring(context, lease, container, request.compression, progress)?;
@@ -108,16 +108,19 @@ impl Ground {
         context: &Context<'_>,
         lease: &Lease,
         container: &Container,
-        request: &Request,
+        request: Request<'_>,
         progress: &Progress,
     ) -> Result<Option<Ground>, Error> {
-        let named = match &request.base {
+        let named = match request.base {
             Base::Image => return Ok(None),
             Base::Auto => None,
             Base::Named(name) => Some(name),
         };
         let record = named.map(|name| context.store.record(name).ok_or_else(|| Error::NoBase(name.clone())));
         let wanted = record.transpose()?.map(|record| record.manifest.digest);
+        if !request.volumes.is_empty() {
+            return none(context.store, named, None, "volumes=include asks for layers that no snapshot can stand on");
+        }
         let fact = key(container).and_then(|key| context.store.recall_about(&key));
         let Some((digest, fact)) = fact else {
             return none(context.store, named, None, "it is not known what its last snapshot has captured");
@@ -135,7 +138,7 @@ impl Ground {
         context: &Context<'_>,
         lease: &Lease,
         container: &Container,
-        request: &Request,
+        request: Request<'_>,
         (digest, fact): (Digest, &[u8]),
         progress: &Progress,
     ) -> Result<Result<Ground, Reason>, Error> {

@@ -1,9 +1,10 @@
 //! [`Look`]: what is in a container's files, and what of it is not in the snapshot that the capture stands on.
 
+use std::path::PathBuf;
+
+use crate::capture::Error;
 use crate::capture::in_use::{InUse, Names};
-use crate::capture::{Error, source};
-use crate::changeset::{Changes, Earlier, Entry, Snapshot, is_settled};
-use crate::engine::Container;
+use crate::changeset::{Changes, Earlier, Entry, Snapshot, Source, is_settled};
 use crate::progress::Progress;
 use crate::sys::dir::Time;
 
@@ -17,12 +18,13 @@ pub(super) struct Look {
 
 impl Look {
     pub(super) fn begin(
-        container: &Container,
+        source: &Source,
+        mounts: &[PathBuf],
         earlier: Option<(Snapshot, Earlier)>,
         progress: &Progress,
     ) -> Result<Look, Error> {
         let Some((mut snapshot, earlier)) = earlier else {
-            let snapshot = Snapshot::take(&source::of(container), &source::mount_points(container)?, progress)?;
+            let snapshot = Snapshot::take(source, mounts, progress)?;
             return Ok(Look { snapshot, earlier: None, all: None });
         };
         snapshot.update(false, progress)?;

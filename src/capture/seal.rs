@@ -11,6 +11,8 @@
 //!
 //! All else in the layer is written when the container runs again: [`layout`](super::layout) has the order.
 
+mod part;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -18,18 +20,19 @@ use std::time::{Duration, Instant};
 use crate::capture::aside::{Aside, LARGE, Late};
 use crate::capture::hold::{Freezing, Held, require_kept};
 use crate::capture::in_use::{InUse, Names};
-use crate::capture::layout::is_early;
+use crate::capture::layout::{self, is_early};
 use crate::capture::look::Look;
-use crate::capture::{Context, Error, Pause, Taken};
-use crate::changeset::tar::{Options, Read, Vanished, Writer};
-use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
+use crate::capture::taken::Taken;
+use crate::capture::{Context, Error, Pause, Request};
+use crate::changeset::tar::{Read, Writer};
+use crate::changeset::{Changes, Difference, Earlier, Entry, Kind, Location, Place, SETTLED, Snapshot, is_settled};
 use crate::engine::Container;
-use crate::guard::Frozen;
-use crate::image::{Compression, LayerWriter};
+use crate::image::LayerWriter;
 use crate::progress::Progress;
 use crate::store::Lease;
 use crate::sys::dir::Time;
 use crate::sys::priority::Hurry;
+use part::Part;
 
 /// Reads while the container runs, at most.
 const ROUNDS: [&str; 3] = ["pre-copy 1", "pre-copy 2", "pre-copy 3"];
@@ -41,35 +44,46 @@ const BUSY: Duration = Duration::from_secs(1);
 /// In this time a file that is written to at 100 MB/s grows by as much as is put aside in 5 ms.
 const LONG: Duration = Duration::from_millis(100);
 
-/// The layer of a container that is frozen for a moment.
+/// The layers of a container that is frozen for a moment, and of its volumes: what is not in the `earlier` snapshot.
 pub(super) fn seal(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    compression: Compression,
+    request: Request<'_>,
     freezing: &Freezing,
-    mut look: Look,
+    earlier: Option<(Snapshot, Earlier)>,
     progress: &Progress,
 ) -> Result<(Taken, Held), Error> {
-    let mut changes = look.changes(progress)?;
-    let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
-    let options = Options { vanished: Vanished::Skip, latest_mtime };
-    let writer = Writer::new(LayerWriter::new(lease.blob()?, compression)?, &changes, progress, options);
-    let mut copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
-    let rounds = copy.rounds(&mut look, &mut changes, freezing, progress)?;
-
-    let pending: Vec<&Entry> = changes.entries.iter().filter(|entry| copy.lacks(entry)).collect();
-    let expected = pending.iter().map(|entry| entry.metadata.size).sum::<u64>() * 5 / 4;
-    let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
+    progress.enter("scanning");
+    let mut parts = Part::all(context, lease, container, request, earlier, progress)?;
+    for part in &mut parts {
+        let rounds = part.copy.rounds(&mut part.look, &mut part.changes, freezing, progress);
+        part.rounds = part.about(rounds)?;
+    }
+    let pending: Vec<Vec<Place>> = parts.iter().map(Part::pending).collect();
+    let expected = pending.iter().flatten().map(|place| place.metadata.size).sum::<u64>() * 5 / 4;
     let mut aside = Aside::prepare(lease, expected)?;
-    rehearse(&mut aside, &look.snapshot, &pending, progress)?;
+    for (part, pending) in parts.iter().zip(&pending) {
+        part.about(rehearse(&mut aside, &part.look.snapshot, pending, progress))?;
+    }
     progress.enter("frozen");
     let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
     let at = Time::now();
-    let sealed = copy.look(&mut look, &pending, &frozen, freezing, &mut aside, progress);
-    let Looked { took, in_use, changes: sealed, is_unchanged } = match sealed {
-        Ok(sealed) => sealed,
+    let until = Instant::now() + freezing.limit().mul_f32(0.8);
+    let look = |in_use: InUse| {
+        let took = parts.iter_mut().zip(&pending).try_fold(Duration::ZERO, |sum, (part, pending)| {
+            let looked =
+                part.copy.look(&mut part.look, pending, &in_use, (until, freezing.limit()), &mut aside, progress);
+            let Looked { took, changes, is_unchanged } = part.about(looked)?;
+            (part.sealed, part.is_unchanged) = (changes, is_unchanged);
+            Ok::<_, Error>(sum + took)
+        })?;
+        Ok((in_use, took))
+    };
+    let looked = frozen.processes().map_err(Error::from).and_then(|processes| InUse::of(&processes)).and_then(look);
+    let (in_use, looked_for) = match looked {
+        Ok(looked) => looked,
         // It runs again before anybody hears of the error.
         Err(error) => {
             drop(frozen);
@@ -79,27 +93,38 @@ pub(super) fn seal(
     let held = Held::of(frozen, Pause::Seal)?;
     drop(hurry);
     progress.enter("finishing");
-    log::debug!("frozen for {:?}, {took:?} of it for a look at {} files", held.frozen_for, look.snapshot.objects());
-    let changes = match sealed {
-        Some(changes) => changes,
-        None if is_unchanged && changes.vanished.is_empty() => changes,
-        None => look.changes(progress)?,
-    };
+    let objects: u64 = parts.iter().map(|part| part.look.snapshot.objects()).sum();
+    log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {objects} files", held.frozen_for);
+    for part in parts.iter_mut().filter(|part| part.sealed.is_none()) {
+        if part.is_unchanged && part.changes.vanished.is_empty() {
+            continue;
+        }
+        let changes = part.look.changes(progress);
+        part.sealed = Some(part.about(changes)?);
+    }
     // What lies below was asked just now: it must not have been on its way out with the container.
     if !freezing.is_alive() {
         require_kept(context, container)?;
     }
-    let mut names = std::mem::take(&mut copy.names);
-    let mut taken = copy.finish(lease, &changes, aside, rounds, progress)?;
-    taken.files = look.remember(&changes, &in_use, &taken.torn, &mut names, at);
-    Ok((taken, held))
+    Part::locate_again(&mut parts)?;
+    let rounds = parts.iter().map(|part| part.rounds).max().unwrap_or_default();
+    let mut taken: Option<Taken> = None;
+    for part in parts {
+        let volume = part.volume.clone();
+        let done = part.finish(lease, &mut aside, (&in_use, at), progress)?;
+        match (&mut taken, volume) {
+            (Some(taken), Some((volume, location))) => taken.add(volume, &location, done),
+            _ => taken = Some(done),
+        }
+    }
+    let taken = taken.ok_or_else(|| Error::Removed(container.name.clone()))?;
+    Ok((Taken { sealed: Some((rounds, aside.bytes())), ..taken }, held))
 }
 
 /// What was seen while the container was frozen.
 struct Looked {
     /// How long the look at the attributes took.
     took: Duration,
-    in_use: InUse,
     /// The changes, if they had to be derived at once.
     changes: Option<Changes>,
     /// Nothing has changed since the look before.
@@ -255,14 +280,12 @@ impl Copy<'_> {
         &mut self,
         look: &mut Look,
         pending: &[Place],
-        frozen: &Frozen,
-        freezing: &Freezing,
+        in_use: &InUse,
+        (until, limit): (Instant, Duration),
         aside: &mut Aside,
         progress: &Progress,
     ) -> Result<Looked, Error> {
         let since = Instant::now();
-        let until = since + freezing.limit().mul_f32(0.8);
-        let in_use = InUse::of(&frozen.processes()?)?;
         let mut wanted = Vec::new();
         if !in_use.untraceable.is_empty() {
             let written: Vec<Place> = self
@@ -304,13 +327,13 @@ impl Copy<'_> {
             }
             let place = Place { metadata, ..place.clone() };
             if let Err(Late) = aside.put(&place, &file, until)? {
-                return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: place.path });
+                return Err(Error::Late { limit, bytes: aside.bytes(), path: place.path });
             }
         }
         if Instant::now() > until {
-            return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: Vec::new() });
+            return Err(Error::Late { limit, bytes: aside.bytes(), path: Vec::new() });
         }
-        Ok(Looked { took, in_use, changes, is_unchanged })
+        Ok(Looked { took, changes, is_unchanged })
     }
 
     /// Takes back what turned out stale, and writes the rest.
@@ -318,8 +341,8 @@ impl Copy<'_> {
         mut self,
         lease: &Lease,
         changes: &Changes,
-        mut aside: Aside,
-        rounds: usize,
+        location: Option<&Location>,
+        aside: &mut Aside,
         progress: &Progress,
     ) -> Result<Taken, Error> {
         let mut good = HashSet::new();
@@ -335,12 +358,13 @@ impl Copy<'_> {
         stale.retain(|range| !range.is_empty());
         stale.sort_by_key(|range| range.start);
         if changes.entries.is_empty() {
-            return Ok(Taken { sealed: Some((rounds, aside.bytes())), ..Taken::nothing(changes) });
+            return Ok(Taken::nothing(changes));
         }
         if !stale.is_empty() {
             self.writer.out().retract(stale, lease)?;
         }
         self.writer.read_from(changes);
+        layout::above(location, &mut self.writer)?;
         for entry in changes.entries.iter().filter(|entry| !good.contains(&entry.path[..])) {
             if entry.kind != Kind::File {
                 self.writer.out().begin_entry(0);
@@ -360,8 +384,7 @@ impl Copy<'_> {
             }
         }
         let (written, layer) = self.writer.into_out()?;
-        let taken = Taken::new(changes, written, layer, progress);
-        Ok(Taken { sealed: Some((rounds, aside.bytes())), ..taken })
+        Ok(Taken::new(changes, written, layer, progress))
     }
 }
 

@@ -18,6 +18,7 @@ fn every_option_of_the_table_is_taken() {
             "DIR" | "FILE" => "/x",
             "N" | "SECONDS" => "3",
             "GROUP" => "wheel",
+            "NAME" => "team/a",
             other => panic!("no example of {other}"),
         };
         assert_ne!(parse(&format!("{name}={example}")).unwrap(), Options::default(), "{name}");
@@ -93,4 +94,13 @@ fn the_manual_page_has_every_option_and_no_other() {
     shown.sort_unstable();
     known.sort_unstable();
     assert_eq!(shown, known);
+}
+
+#[test]
+fn a_namespace_begins_image_names() {
+    assert_eq!(parse("namespace=team/a").unwrap().namespace.unwrap().as_str(), "team/a");
+    for (value, says) in [("a//b", "component"), ("a:1", "no tag"), ("../a", "domain"), ("a@b", "digest")] {
+        let error = parse(&format!("namespace={value}")).unwrap_err();
+        assert!(matches!(error, Error::Namespace { .. }) && error.to_string().contains(says), "{error}");
+    }
 }

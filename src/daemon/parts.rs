@@ -46,7 +46,8 @@ pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
     };
     let workers = options.jobs.map_or_else(default_workers, NonZero::get);
     let freeze_limit = options.freeze_limit.map(|seconds| Duration::from_secs(seconds.get()));
-    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit };
+    let namespace = options.namespace.clone();
+    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, namespace };
     let snapfs = Snapfs::new(parts);
     Ok(Parts { tree: Arc::new(Tree::new(Arc::clone(&snapfs), group)), snapfs })
 }

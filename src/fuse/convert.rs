@@ -73,6 +73,11 @@ pub(crate) fn access(flags: OpenFlags) -> Access {
     Access { read, write, nonblock: flags.0 & abi::O_NONBLOCK != 0 }
 }
 
+/// Whether open(2) empties the file.
+pub(crate) fn empties(flags: OpenFlags) -> bool {
+    flags.0 & abi::O_TRUNC != 0
+}
+
 /// Whether a write goes to the file's end, wherever the kernel thinks that is.
 pub(crate) fn appends(flags: OpenFlags) -> bool {
     flags.0 & abi::O_APPEND != 0

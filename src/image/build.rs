@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use oci_spec::image as spec;
 use serde_json::{Map, Value, json};
 
+use crate::image::change::{self, Change};
 use crate::image::{Error, Layer};
 use crate::oci::{Descriptor, DiffId, Digest, MEDIA_TYPE_CONFIG, MEDIA_TYPE_MANIFEST, canonical_json};
 use crate::store::Lease;
@@ -19,6 +20,37 @@ pub struct Parent {
     pub config: Value,
     /// Its layers, bottom first.
     pub layers: Vec<Layer>,
+}
+
+impl Parent {
+    /// Applies `changes` to the configuration that the snapshot will have, and declares `volumes` in it.
+    ///
+    /// # Errors
+    /// [`Error::Change`], or [`Error::BaseConfig`] if there is no object to change.
+    pub fn change(&mut self, changes: &[Change], volumes: &[String]) -> Result<(), Error> {
+        if changes.is_empty() && volumes.is_empty() {
+            return Ok(());
+        }
+        let no_object = || Error::BaseConfig("it is not a JSON object".to_owned());
+        let config = self.config.as_object_mut().ok_or_else(no_object)?;
+        let settings = change::object(config, "config");
+        let declared = volumes.iter().map(|path| (path.clone(), json!({})));
+        if !volumes.is_empty() {
+            change::object(settings, "Volumes").extend(declared);
+        }
+        Ok(change::apply(changes, settings)?)
+    }
+
+    /// The same with one more layer on top; `None` if there is nothing in it.
+    ///
+    /// # Errors
+    /// [`Error::BaseConfig`] if there is no history to add to.
+    pub fn with(mut self, layer: Option<Layer>, history: History) -> Result<Parent, Error> {
+        let draft = Draft { parent: &self, layer: layer.as_ref(), history, annotations: BTreeMap::new() };
+        self.config = serde_json::from_slice(&draft.config()?)?;
+        self.layers.extend(layer);
+        Ok(self)
+    }
 }
 
 /// The entry that a snapshot adds to the config's history.

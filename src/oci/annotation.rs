@@ -36,5 +36,9 @@ pub const ROUNDS: &str = "io.snapfs.rounds";
 pub const FROZEN_BYTES: &str = "io.snapfs.frozen_bytes";
 /// How many files changed under the reader (`pause=none`), and are therefore not as they were at any one time.
 pub const TORN_FILES: &str = "io.snapfs.torn_files";
+/// Their paths, a line each, as `changes` spells them; of very many the first, and how many there are more.
+pub const TORN: &str = "io.snapfs.torn";
+/// Where in the container its volumes were that are layers of the image, a line each (`volumes=include`).
+pub const VOLUMES: &str = "io.snapfs.volumes";
 /// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.
 pub const SKIPPED_SOCKETS: &str = "io.snapfs.skipped_sockets";

@@ -11,9 +11,13 @@ use crate::store::backend::{FileKind, Pending};
 use crate::store::disk::Disk;
 use crate::store::lease::Hold;
 use crate::store::{Error, Inner, Store, layout};
+use crate::sys::copy::start_writeback;
 
 /// How much is read at a time to hash a blob.
 const CHUNK: usize = 256 << 10;
+
+/// So much is written before the disk begins with it.
+const WRITEBACK: u64 = 8 << 20;
 
 /// A blob that is being written. It exists once [`finish`](Self::finish) has returned; dropped before, it never did.
 ///
@@ -25,6 +29,8 @@ pub struct BlobWriter {
     file: Option<Box<dyn Pending>>,
     failure: Option<Error>,
     hasher: Hasher,
+    /// The bytes that the disk has begun with.
+    begun: u64,
 }
 
 impl fmt::Debug for BlobWriter {
@@ -37,7 +43,14 @@ impl BlobWriter {
     pub(crate) fn create(hold: &Arc<Hold>) -> Result<BlobWriter, Error> {
         let path = hold.new_path();
         let file = hold.inner().disk.create(&path)?;
-        Ok(BlobWriter { hold: Arc::clone(hold), path, file: Some(file), failure: None, hasher: Hasher::new() })
+        Ok(BlobWriter {
+            hold: Arc::clone(hold),
+            path,
+            file: Some(file),
+            failure: None,
+            hasher: Hasher::new(),
+            begun: 0,
+        })
     }
 
     /// What has been written so far, to read.
@@ -77,6 +90,13 @@ impl Write for BlobWriter {
         match file.write(bytes) {
             Ok(count) => {
                 self.hasher.update(&bytes[..count]);
+                let written = self.hasher.length();
+                if written - self.begun >= WRITEBACK
+                    && let Some(file) = file.file()
+                {
+                    start_writeback(file, self.begun, written - self.begun);
+                    self.begun = written;
+                }
                 Ok(count)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
@@ -120,6 +140,7 @@ impl Inner {
             }
         }
         self.sound.lock().insert(digest);
+        self.changed();
         Ok(())
     }
 

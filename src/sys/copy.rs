@@ -1,4 +1,5 @@
-//! Bytes from one file to another without a way through this process, and without a copy where the file system can share them.
+//! Bytes from one file to another without a way through this process, and without a copy where the file system can share them;
+//! and on to the disk.
 
 use std::fs::File;
 use std::io;
@@ -22,6 +23,17 @@ pub fn copy_range(from: &File, from_at: u64, to: &File, to_at: u64, length: u64)
             }
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+/// Has the kernel begin to write `length` bytes at `at` of `file` to the disk (`sync_file_range(2)`), so that less is left for
+/// the fsync that makes them durable. It promises nothing, and so it cannot fail.
+pub fn start_writeback(file: &File, at: u64, length: u64) {
+    let (at, length) = (at.cast_signed(), length.cast_signed());
+    // SAFETY: the descriptor is open, and no memory is involved.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), at, length, libc::SYNC_FILE_RANGE_WRITE);
     }
 }
 

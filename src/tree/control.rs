@@ -2,7 +2,7 @@
 
 use crate::api::{Error, ErrorKind, Verb};
 use crate::tree::attr::Caller;
-use crate::tree::file::{ContainerFile, ImageFile};
+use crate::tree::file::{ContainerFile, ImageFile, RootFile};
 use crate::tree::handle::{Command, Conversation, Handle, Outcome, Talk};
 use crate::tree::node::Node;
 use crate::tree::{Reply, Tree, wait_for};
@@ -27,13 +27,15 @@ snapfs: containers and images as files
   cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
   echo img:stable > images/img/tag         one more name for the same image
   rmdir images/img                         delete the name; blobs nobody refers to are collected later
+  echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
+  echo 'web-* keep=24' >> retention        which names may go: echo dry-run > gc; cat gc; cat events: what happens
 
   echo 'img async' > containers/NAME/commit    do not wait; follow jobs/last/state, cat jobs/last/wait
   echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
 
 A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
-  message= author= description= label.KEY= annotation.KEY= pause=seal|full|none compression=zstd[:LEVEL]|zstd:chunked|gzip|none
-  base=auto|image|IMAGE squash=none|snapshots create async
+  message= author= description= label.KEY= annotation.KEY= change='USER web' volumes=skip|declare|include base=auto|image|IMAGE
+  squash=none|snapshots pause=seal|full|none|stop compression=zstd[:LEVEL]|zstd:chunked|gzip|none create async
 A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
 Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls compression=zstd:chunked file by file.
 ";
@@ -41,7 +43,7 @@ Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls 
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset matters to an archive alone.
+    /// The offset matters to archives and to files that keep what is written.
     pub fn write(
         &self,
         fh: u64,
@@ -50,12 +52,15 @@ impl Tree {
         nonblock: bool,
         caller: &Caller,
     ) -> Result<Reply<u32>, Error> {
+        let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let conversation = match self.handle(fh)? {
             Handle::Control(conversation) => conversation,
             Handle::Import(receiving) => return self.write_archive(&receiving, offset, bytes, caller),
+            Handle::Written(open) => {
+                return self.write_written(open, offset, bytes, caller);
+            }
             _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };
-        let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let refused = |error| self.refused(&conversation.node, caller, bytes, error);
         self.check_writer(&conversation, caller).map_err(refused)?;
         let line = line(bytes);
@@ -137,6 +142,10 @@ impl Tree {
                     Err(error) => Err(error),
                 }
             }
+            Node::RootFile(RootFile::Gc) => match self.api.submit_gc(line, caller.uid) {
+                Ok(job) => return Outcome::Job { job, detached: nonblock },
+                Err(error) => Err(error),
+            },
             Node::JobFile(id, _) => self.api.cancel(*id, line),
             _ => Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };

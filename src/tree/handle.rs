@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Archive, Coming, Error, SnapfsJob};
+use crate::api::{Archive, Coming, Error, EventReader, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
 use crate::tree::import::Receiving;
 use crate::tree::node::Node;
+use crate::tree::written;
 
 /// What is behind a file handle.
 #[derive(Debug, Clone)]
@@ -21,6 +22,10 @@ pub(super) enum Handle {
     Wait(Arc<SnapfsJob>),
     /// A control file.
     Control(Arc<Conversation>),
+    /// A label or the policy, for writing.
+    Written(Arc<written::Open>),
+    /// What happens.
+    Events { reader: Arc<EventReader>, nonblock: bool },
     /// An archive that is being written.
     Import(Arc<Receiving>),
     /// An image as an archive.
@@ -160,10 +165,10 @@ impl Handles {
     }
 
     pub(super) fn remove(&mut self, fh: u64) -> Option<Handle> {
-        let removed = self.open.remove(&fh);
-        if let Some(Handle::Coming(coming)) = &removed {
+        let closed = self.open.remove(&fh);
+        if let Some(Handle::Coming(coming)) = &closed {
             coming.cancel();
         }
-        removed
+        closed
     }
 }

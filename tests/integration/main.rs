@@ -30,10 +30,14 @@ mod engines;
 mod gc;
 // Freezing, and who thaws when the daemon dies.
 mod guard;
+// Sizes, events, metrics, retention and collection, jobs as they are followed.
+mod housekeeping;
 // What other tools make of the images of real containers.
 mod interop;
 // The daemon killed at any moment of a commit.
 mod kill;
+// Labels on image names: their files, and what tools make of them.
+mod labels;
 // A layer's bytes: frames, seek table, retraction, failures, memory.
 mod layer;
 // Snapshots of snapshots.
@@ -42,8 +46,14 @@ mod incremental;
 mod layering;
 // The life of a mount, and what every program may expect of it.
 mod mount;
+// Options of a commit against the engines that have the same.
+mod options;
+// What filters choose.
+mod query;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// A hundred thousand images.
+mod scale;
 // A container that is frozen for a moment, with processes in it that write all the time.
 mod seal;
 // Control files as people write to them.

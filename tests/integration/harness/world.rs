@@ -40,13 +40,16 @@ pub(crate) struct Setup {
     pub(crate) store: Option<PathBuf>,
     /// `freeze-limit=`
     pub(crate) freeze_limit: Option<Duration>,
+    /// `namespace=`
+    pub(crate) namespace: Option<&'static str>,
     /// Closed, the store's disk is slow.
     pub(crate) gate: Gate,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT), gate: Gate::default() }
+        let (freeze_limit, gate) = (Some(LIMIT), Gate::default());
+        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit, namespace: None, gate }
     }
 }
 
@@ -98,6 +101,7 @@ impl World {
             clock: setup.clock,
             workers: setup.workers,
             freeze_limit: setup.freeze_limit,
+            namespace: setup.namespace.map(name),
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {
