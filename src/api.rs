@@ -7,16 +7,19 @@ mod container;
 mod error;
 mod image;
 mod request;
+mod view;
 mod words;
 
 pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
 pub use crate::oci::{Digest, ImageName};
+pub use crate::view::{Coming, Content, Found, Inode, Kind as InodeKind, Opened, Tree as FileTree, View};
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use image::{ImageEntry, ImageKey};
 pub use request::Verb;
+pub use view::ViewSettings;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -30,6 +33,7 @@ use crate::guard::Guard;
 use crate::job::{Job, Jobs};
 use crate::store::Store;
 use crate::sys::clock::Clock;
+use crate::view::Views;
 use words::Words;
 
 /// A job of this product.
@@ -50,6 +54,8 @@ pub struct Parts {
     pub workers: usize,
     /// How long a container may stay frozen, if the user says so.
     pub freeze_limit: Option<Duration>,
+    /// How the trees of images are shown.
+    pub views: ViewSettings,
 }
 
 /// The product: containers, images and jobs, and the verbs that act on them.
@@ -64,6 +70,8 @@ pub struct Snapfs {
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
+    views: Views,
+    symlinks_in_root: bool,
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
@@ -83,6 +91,7 @@ impl Snapfs {
         let abandoned = Box::new(move |job: &SnapfsJob, why| request::abandoned(&said, clock, job, why));
         let (collect, requests) = bounded(1);
         start_collector(parts.store.clone(), requests);
+        let views = view::start(parts.store.clone(), &parts.views, wake.clone());
         Arc::new(Snapfs {
             store: parts.store,
             engines: parts.engines,
@@ -93,6 +102,8 @@ impl Snapfs {
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,
+            views,
+            symlinks_in_root: parts.views.symlinks_in_root,
             wake,
             ended,
             collect,

@@ -17,6 +17,7 @@ pub mod store;
 
 pub mod changeset;
 pub mod image;
+pub mod view;
 
 pub mod commit;
 

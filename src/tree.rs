@@ -13,11 +13,13 @@ mod images;
 mod inode;
 mod jobs;
 mod node;
+mod view;
 
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+pub use view::{InView, is_in_view};
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -51,6 +53,13 @@ pub enum Opened {
         fh: u64,
         /// The blob.
         file: Arc<std::fs::File>,
+    },
+    /// A file of an image, decoded as it is read: the page cache may keep it for good.
+    Content {
+        /// The handle.
+        fh: u64,
+        /// Whether it may be a stored file when it is opened again.
+        large: bool,
     },
 }
 
@@ -87,6 +96,7 @@ pub struct Tree {
     api: Arc<Snapfs>,
     inodes: Mutex<Inodes>,
     handles: Mutex<Handles>,
+    views: Mutex<view::Numbers>,
     /// Who may read containers and images, and write to control files, besides root.
     group: u32,
     started: SystemTime,
@@ -96,7 +106,7 @@ impl Tree {
     /// The tree over `api`, open to root and to the group `group`.
     pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
         let started = SystemTime::from(api.clock().now());
-        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), group, started }
+        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), views: Mutex::default(), group, started }
     }
 
     /// A wake-up whenever some [`Ticket`] may have become ready.
@@ -113,6 +123,9 @@ impl Tree {
             None => None,
         };
         let child = child.ok_or_else(|| not_found(name))?;
+        if let Node::View(key, layer) = child {
+            return self.describe_view(key, layer);
+        }
         let attr = self.describe(&child, 0)?;
         let ino = self.inodes.lock().look_up(child);
         Ok(Attr { ino, ..attr })
@@ -245,7 +258,12 @@ impl Tree {
                 buffer.truncate(filled);
                 Ok(Reply::Now(buffer))
             }
-            Handle::Listing(_) => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
+            Handle::Content(content) => {
+                wait_for(move || content.read(offset, size).map(|read| read.map_err(Error::from)))
+            }
+            Handle::Listing(_) | Handle::ViewDirectory(_) => {
+                Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read"))
+            }
         }
     }
 
@@ -258,7 +276,11 @@ impl Tree {
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
-            Handle::Text(_) | Handle::Stored(_) | Handle::Listing(_) => true,
+            Handle::Text(_)
+            | Handle::Stored(_)
+            | Handle::Content(_)
+            | Handle::Listing(_)
+            | Handle::ViewDirectory(_) => true,
         };
         Ok(Ready { read, write: true })
     }
@@ -279,7 +301,7 @@ impl Tree {
         let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
         match found.ok_or_else(|| not_found(name))?.kind() {
             Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
-            Kind::File | Kind::Symlink => Err(fixed()),
+            _ => Err(fixed()),
         }
     }
 
@@ -348,6 +370,9 @@ impl Tree {
     }
 
     fn node(&self, ino: u64) -> Result<Node, Error> {
+        if is_in_view(ino) {
+            return Err(Error::new(ErrorKind::ReadOnly, "the files of an image cannot be changed"));
+        }
         let stale = || Error::new(ErrorKind::Stale, "the file is not known any more");
         self.inodes.lock().node(ino).cloned().ok_or_else(stale)
     }
@@ -438,6 +463,7 @@ impl Tree {
             uid: 0,
             gid: self.group,
             size: self.size(node)?,
+            device: (0, 0),
             time: self.time(node),
             lifetime,
         })
@@ -459,7 +485,7 @@ impl Tree {
                     Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
                     Err(error) => Err(error),
                 },
-                Kind::Symlink | Kind::Directory => Ok(0),
+                _ => Ok(0),
             },
         }
     }
@@ -483,8 +509,8 @@ fn mode(node: &Node) -> u16 {
         node if node.is_control() => 0o660,
         node => match node.kind() {
             Kind::Directory => 0o750,
-            Kind::File => 0o440,
             Kind::Symlink => 0o777,
+            _ => 0o440,
         },
     }
 }

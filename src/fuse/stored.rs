@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyData, ReplyOpen};
 use parking_lot::Mutex;
 
+use crate::fuse::convert::CONTENT_FLAGS;
+
 /// Below this, in bytes, passthrough costs more than it saves: registering the file is dearer than one cached read.
 const PASSTHROUGH_FROM: u64 = 256 * 1024;
 
@@ -32,7 +34,8 @@ struct Open {
 #[derive(Debug)]
 struct Handle {
     ino: u64,
-    file: Arc<File>,
+    /// `None`: the tree reads it.
+    file: Option<Arc<File>>,
 }
 
 #[derive(Debug)]
@@ -54,12 +57,27 @@ impl Stored {
         let Open { handles, inodes } = &mut *open;
         let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: self.backing(&file, &reply) });
         inode.opens += 1;
-        handles.insert(fh, Handle { ino, file });
+        handles.insert(fh, Handle { ino, file: Some(file) });
         let fh = FileHandle(fh);
         // Answered under the lock, lest a release drop the backing file between.
         match &inode.backing {
             Some(backing) => reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, backing),
-            None => reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            None => reply.opened(fh, CONTENT_FLAGS),
+        }
+    }
+
+    /// Answer an open of `ino` that the tree reads, and that may be a stored file another time.
+    pub(crate) fn open_other(&self, ino: u64, fh: u64, reply: ReplyOpen) {
+        let mut open = self.open.lock();
+        let Open { handles, inodes } = &mut *open;
+        let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: None });
+        inode.opens += 1;
+        handles.insert(fh, Handle { ino, file: None });
+        let fh = FileHandle(fh);
+        match &inode.backing {
+            // Somebody opened it when it was stored: the same bytes.
+            Some(backing) => reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, backing),
+            None => reply.opened(fh, CONTENT_FLAGS),
         }
     }
 
@@ -80,7 +98,7 @@ impl Stored {
 
     /// The file behind an open, if it is a stored one.
     pub(crate) fn file(&self, fh: u64) -> Option<Arc<File>> {
-        self.open.lock().handles.get(&fh).map(|handle| Arc::clone(&handle.file))
+        self.open.lock().handles.get(&fh)?.file.clone()
     }
 
     /// An open ends.

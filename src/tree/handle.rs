@@ -5,9 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use crate::api::{Error, SnapfsJob};
+use crate::api::{Content, Error, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
 use crate::tree::node::Node;
+use crate::tree::view::InView;
 
 /// What is behind a file handle.
 #[derive(Debug, Clone)]
@@ -22,6 +23,10 @@ pub(super) enum Handle {
     Control(Arc<Conversation>),
     /// A blob.
     Stored(Arc<std::fs::File>),
+    /// A file of an image.
+    Content(Content),
+    /// A directory of an image.
+    ViewDirectory(InView),
     /// A directory as it was at open.
     Listing(Arc<[DirEntry]>),
 }

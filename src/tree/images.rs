@@ -8,6 +8,8 @@ const ANNOTATIONS: &str = "annotations";
 const BLOBS: &str = "blobs";
 const LAYERS: &str = "layers";
 const BLOB: &str = "blob";
+const ROOTFS: &str = "rootfs";
+const TREE: &str = "tree";
 
 pub(super) fn join(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") }
@@ -38,6 +40,7 @@ pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {
     entries.push((ANNOTATIONS.to_owned(), Node::Annotations(key.clone())));
     entries.push((BLOBS.to_owned(), Node::Blobs(key.clone())));
     entries.push((LAYERS.to_owned(), Node::Layers(key.clone())));
+    entries.push((ROOTFS.to_owned(), Node::View(key.clone(), None)));
     entries
 }
 
@@ -46,6 +49,7 @@ pub(super) fn entry(key: &ImageKey, name: &str) -> Option<Node> {
         ANNOTATIONS => Some(Node::Annotations(key.clone())),
         BLOBS => Some(Node::Blobs(key.clone())),
         LAYERS => Some(Node::Layers(key.clone())),
+        ROOTFS => Some(Node::View(key.clone(), None)),
         _ => ImageFile::of(name).map(|file| Node::ImageFile(key.clone(), file)),
     }
 }
@@ -72,6 +76,7 @@ pub(super) fn layer_entries(key: &ImageKey, at: usize) -> Vec<(String, Node)> {
     let mut entries: Vec<_> =
         files.map(|(file, name, _)| ((*name).to_owned(), Node::LayerFile(key.clone(), at, *file))).collect();
     entries.push((BLOB.to_owned(), Node::LayerBlob(key.clone(), at)));
+    entries.push((TREE.to_owned(), Node::View(key.clone(), Some(at))));
     entries
 }
 

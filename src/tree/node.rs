@@ -32,6 +32,9 @@ pub(super) enum Node {
     LayerFile(ImageKey, usize, LayerFile),
     /// The symlink to the layer's blob.
     LayerBlob(ImageKey, usize),
+    /// The files of the image, or of the layer with that number: the one node that stands for a whole tree, whose inodes
+    /// have numbers of their own.
+    View(ImageKey, Option<usize>),
 
     Jobs,
     Job(JobId),
@@ -63,6 +66,7 @@ impl Node {
             | Node::BlobsSha256(_)
             | Node::Layers(_)
             | Node::Layer(..)
+            | Node::View(..)
             | Node::Jobs
             | Node::Job(_) => Kind::Directory,
         }
@@ -80,7 +84,8 @@ impl Node {
             | Node::Layers(_)
             | Node::Layer(..)
             | Node::LayerFile(..)
-            | Node::LayerBlob(..) => true,
+            | Node::LayerBlob(..)
+            | Node::View(..) => true,
             Node::Root
             | Node::RootFile(_)
             | Node::Containers

@@ -39,11 +39,13 @@ pub(crate) struct Setup {
     pub(crate) store: Option<PathBuf>,
     /// `freeze-limit=`
     pub(crate) freeze_limit: Option<Duration>,
+    /// `cache=` and `symlinks=`
+    pub(crate) views: snapfs::api::ViewSettings,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT) }
+        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT), views: Default::default() }
     }
 }
 
@@ -94,6 +96,7 @@ impl World {
             clock: setup.clock,
             workers: setup.workers,
             freeze_limit: setup.freeze_limit,
+            views: setup.views,
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {
