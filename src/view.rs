@@ -33,6 +33,7 @@ pub use tree::{Inode, Kind, Tree, Walk};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -112,11 +113,13 @@ pub(crate) struct Layer {
     digest: Digest,
     diff_id: DiffId,
     tree: Tree,
-    source: Source,
+    source: Arc<Source>,
     /// The same in a form that can be read at any place, where the blob cannot.
-    seekable: OnceLock<Source>,
+    seekable: Mutex<Option<Arc<Source>>>,
     /// Held by who makes that.
     converting: Mutex<()>,
+    /// How often that turned out to be damaged.
+    discarded: AtomicU32,
 }
 
 /// One tree: of an image, or of one of its layers. Its blobs are open as long as it is.
@@ -361,8 +364,9 @@ impl Views {
             }
         };
         let Index { diff_id, tar_length, points, tree } = index;
-        let source = Source::new(blob, length, packing, points, tar_length);
-        let opened = Layer { digest, diff_id, tree, source, seekable: OnceLock::new(), converting: Mutex::new(()) };
+        let source = Arc::new(Source::new(blob, length, packing, points, tar_length));
+        let (seekable, converting, discarded) = (Mutex::default(), Mutex::default(), AtomicU32::new(0));
+        let opened = Layer { digest, diff_id, tree, source, seekable, converting, discarded };
         opened.check(layer.diff_id).map(|()| opened)
     }
 

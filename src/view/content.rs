@@ -29,6 +29,8 @@ use crate::view::{Error, Layer, REFUSED_FOR, View, Views};
 const LARGE: u64 = 1 << 20;
 /// Reading beyond this place of a large file has it unpacked; looking at its beginning does not.
 const UNPACK_FROM: u64 = 512 << 10;
+/// How often a layer is made seekable again because what was kept of it is damaged.
+const DISCARDS: u32 = 4;
 /// Who is no farther ahead of the unpacker than this waits for it.
 const AHEAD: u64 = 16 << 20;
 
@@ -101,7 +103,7 @@ impl Views {
         let mut at = content.offset;
         let end = content.offset + content.size;
         while at < end {
-            let chunk = self.chunk(&content.layer, source, at, content.size < LARGE)?;
+            let chunk = self.chunk(&content.layer, &source, at, content.size < LARGE)?;
             let piece = chunk.from(at, end - at);
             if let Err(error) = out.write_all(piece) {
                 return Ok(Err(error));
@@ -147,20 +149,34 @@ impl Chunk {
 
 impl Layer {
     /// What the layer can be read from at any place, if that is there already.
-    fn source(&self) -> Option<&Source> {
-        self.seekable.get().or_else(|| self.source.is_seekable().then_some(&self.source))
+    fn source(&self) -> Option<Arc<Source>> {
+        if self.source.is_seekable() { Some(Arc::clone(&self.source)) } else { self.seekable.lock().clone() }
     }
 
     /// The same; made now if it is not there.
-    fn wait_for_source(&self, views: &Views) -> Result<&Source, Error> {
+    fn wait_for_source(&self, views: &Views) -> Result<Arc<Source>, Error> {
         if let Some(source) = self.source() {
             return Ok(source);
         }
         let _turn = self.converting.lock();
-        if self.seekable.get().is_none() {
-            let _ = self.seekable.set(views.make_seekable(self)?); // only who has the turn sets it
+        if let Some(source) = self.source() {
+            return Ok(source);
         }
-        self.source().ok_or(Error::NoFile)
+        let made = Arc::new(views.make_seekable(self)?);
+        *self.seekable.lock() = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// What was made of the blob is damaged; whether it is worth making again.
+    fn discard(&self, views: &Views, source: &Source) -> bool {
+        if source.id == self.source.id || self.discarded.fetch_add(1, Ordering::Relaxed) >= DISCARDS {
+            return false;
+        }
+        let mut seekable = self.seekable.lock();
+        if seekable.take_if(|kept| kept.id == source.id).is_some() {
+            views.0.kept.forget(Shelf::Seekable, &self.digest.hex());
+        }
+        true
     }
 }
 
@@ -192,11 +208,14 @@ impl Content {
             return answer;
         }
         if let Some(source) = self.layer.source() {
-            return Some(self.decode(source, offset, end));
+            match self.decode(&source, offset, end) {
+                Err(_) if self.layer.discard(&self.views, &source) => {}
+                answer => return Some(answer),
+            }
         }
         let failed = self.convert();
         match self.layer.source() {
-            Some(source) => Some(self.decode(source, offset, end)),
+            Some(source) => Some(self.decode(&source, offset, end)),
             None => failed.map(Err),
         }
     }
@@ -240,9 +259,16 @@ impl Content {
     fn convert(&self) -> Option<Error> {
         let mut converting = self.views.0.contents.converting.lock();
         // A full disk may have room again.
-        converting.retain(|_, (begun, slot)| slot.get().is_none() || begun.elapsed() < REFUSED_FOR);
+        let is_fresh = |begun: &Instant| begun.elapsed() < REFUSED_FOR;
+        converting.retain(|_, (begun, slot)| match slot.get() {
+            None => true,
+            Some(ended) => ended.is_some() && is_fresh(begun),
+        });
         if let Some((_, slot)) = converting.get(&self.layer.digest) {
             return slot.get().cloned().flatten();
+        }
+        if self.layer.source().is_some() {
+            return None;
         }
         let slot = Arc::new(OnceLock::new());
         converting.insert(self.layer.digest, (Instant::now(), Arc::clone(&slot)));
@@ -301,7 +327,7 @@ impl Content {
 
     /// One thread decodes, this one hashes and writes.
     fn unpack_into(&self, spool: &mut Spool, unpacked: &Unpacked) -> Result<Digest, Error> {
-        let source = self.layer.wait_for_source(&self.views)?;
+        let source = &*self.layer.wait_for_source(&self.views)?;
         let end = self.offset + self.size;
         let store = |source| Error::Store { layer: self.layer.digest, source: Arc::new(source) };
         thread::scope(|scope| {
@@ -310,6 +336,9 @@ impl Content {
                 let mut at = self.offset;
                 while at < end {
                     let chunk = self.views.chunk(&self.layer, source, at, false);
+                    if chunk.is_err() {
+                        self.layer.discard(&self.views, source);
+                    }
                     if let Ok(chunk) = &chunk {
                         at += chunk.from(at, end - at).len() as u64;
                     }

@@ -399,8 +399,8 @@ impl Records {
     }
 
     fn take_xattr(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
-        // overlayfs would obey these if the tree is mounted below one; no unpacker may set them as they are.
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+        // overlayfs would obey these if the tree is mounted below one.
+        if name.starts_with(b"trusted.overlay.") {
             return Ok(());
         }
         // The limits of xattr(7).

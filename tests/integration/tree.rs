@@ -48,7 +48,7 @@ fn directories_list_their_tables_and_every_file_can_be_read() {
     let Some(world) = world() else { return };
     let root = names(RootFile::TABLE.iter().map(|row| row.1), &["containers", "images", "jobs"]);
     let container = names(ContainerFile::TABLE.iter().map(|row| row.1), &["labels", "rootfs"]);
-    let image = names(ImageFile::TABLE.iter().map(|row| row.1), &["annotations", "blobs", "layers"]);
+    let image = names(ImageFile::TABLE.iter().map(|row| row.1), &["annotations", "blobs", "layers", "rootfs"]);
     let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob"]);
     let job = names(JobFile::TABLE.iter().map(|row| row.1), &[]);
     let directories =
@@ -298,6 +298,7 @@ fn to_read_everything_changes_nothing() {
                 Kind::Directory => waiting.push(path),
                 Kind::Symlink => drop(world.link(&path).unwrap()),
                 Kind::File => drop(world.bytes(&path).unwrap()),
+                Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {}
             }
         }
     }
