@@ -20,12 +20,12 @@ pub const OPTIONS: [(&str, &str, &str); 11] = [
         "how long a container may stay frozen before it is let run (default 2, and 120 with pause=full)",
     ),
     ("jobs", "N", "how many jobs run at the same time (default: by the number of processors)"),
-    ("cache", "SIZE", "how much of the store's disk unpacked parts of images may take, such as 500M or 20G (default 4G)"),
     (
-        "symlinks",
-        "raw|in-root",
-        "show links in images as they are (default), or so that none leads out of its image",
+        "cache",
+        "SIZE",
+        "how much of the store's disk unpacked parts of images may take, such as 500M or 20G (default 4G)",
     ),
+    ("symlinks", "raw|in-root", "show links in images as they are (default), or so that none leads out of its image"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];
 

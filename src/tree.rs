@@ -106,7 +106,14 @@ impl Tree {
     /// The tree over `api`, open to root and to the group `group`.
     pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
         let started = SystemTime::from(api.clock().now());
-        Tree { api, inodes: Mutex::new(Inodes::new()), handles: Mutex::default(), views: Mutex::default(), group, started }
+        Tree {
+            api,
+            inodes: Mutex::new(Inodes::new()),
+            handles: Mutex::default(),
+            views: Mutex::default(),
+            group,
+            started,
+        }
     }
 
     /// A wake-up whenever some [`Ticket`] may have become ready.

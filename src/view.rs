@@ -53,8 +53,10 @@ use stream::Packing;
 /// How large the cache on the disk may become unless told otherwise, in bytes.
 pub const DEFAULT_CACHE: u64 = 4 << 30;
 
-/// Trees and indexes in memory, in bytes each.
-const TREES: u64 = 96 << 20;
+/// Trees in memory, in bytes.
+const TREES: u64 = 64 << 20;
+/// Layers in memory, in bytes: images have some in common.
+const LAYERS: u64 = 32 << 20;
 /// Decoded pieces of layers in memory, in bytes.
 const CHUNKS: u64 = 64 << 20;
 /// The longest index, in bytes.
@@ -112,7 +114,6 @@ pub enum Error {
 pub(crate) struct Layer {
     digest: Digest,
     diff_id: DiffId,
-    tree: Tree,
     source: Arc<Source>,
     /// The same in a form that can be read at any place, where the blob cannot.
     seekable: Mutex<Option<Arc<Source>>>,
@@ -125,7 +126,7 @@ pub(crate) struct Layer {
 /// One tree: of an image, or of one of its layers. Its blobs are open as long as it is.
 #[derive(Debug)]
 pub struct View {
-    tree: Tree,
+    tree: Arc<Tree>,
     layers: Vec<Arc<Layer>>,
     /// See [`link::parents`].
     parents: OnceLock<Vec<u32>>,
@@ -140,7 +141,7 @@ impl View {
 
     /// The tree. A layer's own has its whiteouts and its hard links to what is below, an image's has neither.
     pub fn tree(&self) -> &Tree {
-        if self.tree.is_empty() { self.layers.first().map_or(&self.tree, |layer| &layer.tree) } else { &self.tree }
+        &self.tree
     }
 
     fn weight(&self) -> u64 {
@@ -172,6 +173,12 @@ impl Coming {
 #[derive(Debug, Clone)]
 pub struct Views(Arc<Shared>);
 
+/// A layer with its tree.
+type Indexed = (Arc<Layer>, Arc<Tree>);
+
+/// Decoded pieces, by their source and their number there.
+type Chunks = Lru<(u64, usize), Arc<Vec<u8>>>;
+
 /// What threads of this room do.
 type Task = Box<dyn FnOnce(&Views) + Send>;
 
@@ -185,11 +192,11 @@ struct Shared {
     views: Mutex<Lru<Key, Arc<View>>>,
     coming: Mutex<HashMap<Key, Coming>>,
     refused: Mutex<HashMap<Key, (Instant, Error)>>,
-    layers: Mutex<Lru<Digest, Arc<Layer>>>,
+    layers: Mutex<Lru<Digest, Indexed>>,
     /// Layers that some thread is opening.
     opening: Mutex<HashSet<Digest>>,
     opened: Condvar,
-    chunks: Mutex<Lru<(u64, usize), Arc<Vec<u8>>>>,
+    chunks: Mutex<Chunks>,
     contents: content::Contents,
     /// To the threads that find trees, and to those that unpack.
     finders: Sender<Task>,
@@ -215,7 +222,7 @@ impl Views {
             views: Mutex::new(Lru::new(TREES)),
             coming: Mutex::default(),
             refused: Mutex::default(),
-            layers: Mutex::new(Lru::new(TREES)),
+            layers: Mutex::new(Lru::new(LAYERS)),
             opening: Mutex::default(),
             opened: Condvar::new(),
             chunks: Mutex::new(Lru::new(CHUNKS)),
@@ -305,23 +312,25 @@ impl Views {
 
     fn make(&self, layers: &[LayerView], key: Key) -> Result<Arc<View>, Error> {
         let opened = layers.iter().map(|layer| self.open_layer(layer)).collect::<Result<Vec<_>, _>>()?;
-        let tree = if key.1 {
-            let trees: Vec<&Tree> = opened.iter().map(|layer| &layer.tree).collect();
-            merge::merge(&trees).map_err(Error::Unmergeable)?
-        } else {
-            Tree::default()
+        let (layers, trees): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let tree = match trees.first() {
+            Some(tree) if !key.1 => Arc::clone(tree),
+            _ => {
+                let trees: Vec<&Tree> = trees.iter().map(|tree| &**tree).collect();
+                Arc::new(merge::merge(&trees).map_err(Error::Unmergeable)?)
+            }
         };
-        let view = Arc::new(View { tree, layers: opened, parents: OnceLock::new() });
+        let view = Arc::new(View { tree, layers, parents: OnceLock::new() });
         self.0.views.lock().insert(key, Arc::clone(&view), view.weight());
         Ok(view)
     }
 
-    fn open_layer(&self, layer: &LayerView) -> Result<Arc<Layer>, Error> {
+    fn open_layer(&self, layer: &LayerView) -> Result<Indexed, Error> {
         let digest = layer.descriptor.digest;
         let mut opening = self.0.opening.lock();
         loop {
             if let Some(found) = self.0.layers.lock().find(&digest) {
-                return found.check(layer.diff_id).map(|()| found);
+                return found.0.check(layer.diff_id).map(|()| found);
             }
             if opening.insert(digest) {
                 break;
@@ -329,17 +338,17 @@ impl Views {
             self.0.opened.wait(&mut opening);
         }
         drop(opening);
-        let opened = self.read_layer(layer).map(Arc::new);
-        if let Ok(opened) = &opened {
-            let weight = opened.tree.weight() + opened.source.weight();
-            self.0.layers.lock().insert(digest, Arc::clone(opened), weight);
+        let opened = self.read_layer(layer);
+        if let Ok((layer, tree)) = &opened {
+            let weight = tree.weight() + layer.source.weight();
+            self.0.layers.lock().insert(digest, (Arc::clone(layer), Arc::clone(tree)), weight);
         }
         self.0.opening.lock().remove(&digest);
         self.0.opened.notify_all();
         opened
     }
 
-    fn read_layer(&self, layer: &LayerView) -> Result<Layer, Error> {
+    fn read_layer(&self, layer: &LayerView) -> Result<Indexed, Error> {
         let digest = layer.descriptor.digest;
         let read = |source| Error::Read { layer: digest, source: Arc::new(source) };
         let blob = self.0.store.open_blob(&digest);
@@ -366,8 +375,8 @@ impl Views {
         let Index { diff_id, tar_length, points, tree } = index;
         let source = Arc::new(Source::new(blob, length, packing, points, tar_length));
         let (seekable, converting, discarded) = (Mutex::default(), Mutex::default(), AtomicU32::new(0));
-        let opened = Layer { digest, diff_id, tree, source, seekable, converting, discarded };
-        opened.check(layer.diff_id).map(|()| opened)
+        let opened = Layer { digest, diff_id, source, seekable, converting, discarded };
+        opened.check(layer.diff_id).map(|()| (Arc::new(opened), Arc::new(tree)))
     }
 
     /// Without it the layer is read again next time.

@@ -10,7 +10,7 @@ use fuser::{
 };
 
 use crate::fuse::{Fuse, GENERATION, convert, failed};
-use crate::tree::{self, InView, Lifetime, Opened, Reply, Tree};
+use crate::tree::{self, ErrorKind, InView, Lifetime, Opened, Reply, Tree};
 
 /// A reply that can say that there is none.
 pub(crate) trait Refuse: Send + 'static {
@@ -60,6 +60,15 @@ impl Fuse {
         let name = name.to_owned();
         self.in_view("lookup", request, parent, reply, move |_, at, reply| match at.lookup(&name) {
             Ok(attr) => reply.entry(&convert::ttl(attr.lifetime), &convert::attr(&attr), GENERATION),
+            // Without a number: that there is none is as true tomorrow, and libraries are looked for in many places.
+            Err(error) if error.kind == ErrorKind::NotFound => match at.attr() {
+                Ok(attr) => reply.entry(
+                    &convert::ttl(Lifetime::Immutable),
+                    &convert::attr(&tree::Attr { ino: 0, ..attr }),
+                    GENERATION,
+                ),
+                Err(error) => reply.error(failed("lookup", parent, &error)),
+            },
             Err(error) => reply.error(failed("lookup", parent, &error)),
         });
     }

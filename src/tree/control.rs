@@ -21,6 +21,7 @@ snapfs: containers and images as files
   cat containers/NAME/last_error           why the last request failed, and what to do
 
   ls images/img                            the image: an OCI image layout, read with cat, ls and cp
+  ls images/img/rootfs                     its files; layers/N/tree has those of one layer
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
   mv images/img images/other               rename (replaces an image of that name)
   echo img:stable > images/img/tag         one more name for the same image

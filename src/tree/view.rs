@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use crate::api::{Coming, Digest, Error, ErrorKind, FileTree, Found, ImageKey, Inode, InodeKind, Opened as Content, View};
+use crate::api::{
+    Coming, Digest, Error, ErrorKind, FileTree, Found, ImageKey, Inode, InodeKind, Opened as Content, View,
+};
 use crate::tree::handle::Handle;
 use crate::tree::{Attr, Kind, Lifetime, Opened, Reply, Tree, not_found, wait_for};
 
@@ -89,7 +91,11 @@ impl InView {
         if self.inode()?.kind != InodeKind::Symlink {
             return Err(Error::new(ErrorKind::Invalid, "not a symbolic link"));
         }
-        if self.in_root { Ok(self.view.target_in_root(self.inode)) } else { Ok(self.tree().target(self.inode).to_vec()) }
+        if self.in_root {
+            Ok(self.view.target_in_root(self.inode))
+        } else {
+            Ok(self.tree().target(self.inode).to_vec())
+        }
     }
 
     /// An extended attribute.

@@ -38,9 +38,11 @@ const AHEAD: u64 = 16 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     unpacking: Mutex<HashMap<(Digest, u64), Arc<Unpacked>>>,
-    /// When it was begun, and the error once it has ended in one.
-    converting: Mutex<HashMap<Digest, (Instant, Arc<OnceLock<Option<Error>>>)>>,
+    converting: Mutex<HashMap<Digest, Converting>>,
 }
+
+/// When it was begun, and the error if it ended in one, once it has ended.
+type Converting = (Instant, Arc<OnceLock<Option<Error>>>);
 
 /// A file that is being unpacked.
 #[derive(Debug, Default)]
@@ -203,6 +205,7 @@ impl Content {
         }
         if self.size >= LARGE
             && end > UNPACK_FROM
+            && self.views.0.kept.takes(self.size)
             && let Some(answer) = self.read_unpacked(offset, end)
         {
             return answer;

@@ -59,7 +59,8 @@ pub(crate) fn encode(index: &Index) -> Vec<u8> {
         bytes.extend_from_slice(&inode.mtime.1.to_le_bytes());
         bytes.extend_from_slice(&inode.size.to_le_bytes());
         let (major, minor) = inode.device;
-        let numbers = [major, minor, inode.names, inode.target.at, inode.target.length, inode.xattrs.at, inode.xattrs.length];
+        let numbers =
+            [major, minor, inode.names, inode.target.at, inode.target.length, inode.xattrs.at, inode.xattrs.length];
         bytes.extend_from_slice(&inode.place.to_le_bytes());
         for number in numbers {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -144,11 +145,14 @@ fn inode(cursor: &mut Cursor<'_>) -> Option<Inode> {
 fn is_sound(tree: &Tree) -> bool {
     let fits = |at: u32, length: u32| u64::from(at) + u64::from(length) <= tree.text.len() as u64;
     let root = tree.inodes.first().is_some_and(|root| root.kind == Kind::Directory);
-    root && tree.names.iter().all(|name| {
-        (name.inode as usize) < tree.inodes.len() && fits(name.at, u32::from(name.length))
-    }) && tree.inodes.iter().all(|inode| {
-        fits(inode.target.at, inode.target.length) && fits(inode.xattrs.at, inode.xattrs.length)
-    })
+    root && tree
+        .names
+        .iter()
+        .all(|name| (name.inode as usize) < tree.inodes.len() && fits(name.at, u32::from(name.length)))
+        && tree
+            .inodes
+            .iter()
+            .all(|inode| fits(inode.target.at, inode.target.length) && fits(inode.xattrs.at, inode.xattrs.length))
 }
 
 struct Cursor<'bytes>(&'bytes [u8]);

@@ -69,13 +69,20 @@ impl Kept {
             for shelf in Shelf::ALL {
                 for (name, size) in self.store.kept(shelf.name()) {
                     let key = key(shelf, &name).to_owned();
-                    for ((shelf, _), facts) in files.insert((shelf, key), Facts { name, size, is_verified: false }, size) {
+                    for ((shelf, _), facts) in
+                        files.insert((shelf, key), Facts { name, size, is_verified: false }, size)
+                    {
                         self.store.forget(shelf.name(), &facts.name);
                     }
                 }
             }
             Mutex::new(files)
         })
+    }
+
+    /// Whether a file of so many bytes would be kept.
+    pub(crate) fn takes(&self, size: u64) -> bool {
+        size <= self.limit
     }
 
     /// The bytes of a file of at most `limit` bytes.
@@ -123,10 +130,10 @@ impl Kept {
     /// Keep a file under `name`, which begins with its key; what was used longest ago makes room. One that is larger than
     /// the whole cache is not kept.
     pub(crate) fn keep(&self, spool: &Spool, shelf: Shelf, name: &str, size: u64) {
-        let mut files = self.files().lock();
-        if size > files.limit() {
+        if !self.takes(size) {
             return;
         }
+        let mut files = self.files().lock();
         if let Err(error) = self.store.keep(spool, shelf.name(), name) {
             log::warn!("the cache does not take {name}: {error}");
             return;

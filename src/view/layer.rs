@@ -352,6 +352,5 @@ impl Steps {
     }
 }
 
-
 #[cfg(test)]
 pub(crate) mod tests;

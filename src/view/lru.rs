@@ -56,10 +56,6 @@ impl<K: Clone + Eq + Hash, V: Clone> Lru<K, V> {
         self.weight -= entry.weight;
         Some(entry.value)
     }
-
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
-    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,9 @@ fn find_targets(layers: &[&Tree]) -> Result<Targets, String> {
                 }
                 _ => {
                     let path = path[..path.len().min(200)].escape_ascii();
-                    return Err(format!("layer {at} has a hard link to \"{path}\", which is no file of the layers below"));
+                    return Err(format!(
+                        "layer {at} has a hard link to \"{path}\", which is no file of the layers below"
+                    ));
                 }
             }
         }

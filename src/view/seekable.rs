@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use flate2::Crc;
 use zstd::zstd_safe::CParameter;
 
-use crate::oci::{Digest, DiffId, Hasher};
+use crate::oci::{DiffId, Digest, Hasher};
 use crate::view::index::Point;
 use crate::view::source::Source;
 use crate::view::stream::{self, Packing};

@@ -29,13 +29,7 @@ pub(crate) struct Source {
 
 impl Source {
     /// The first `blob_length` bytes of `blob` are packed tar.
-    pub(crate) fn new(
-        blob: File,
-        blob_length: u64,
-        packing: Packing,
-        points: Vec<Point>,
-        tar_length: u64,
-    ) -> Source {
+    pub(crate) fn new(blob: File, blob_length: u64, packing: Packing, points: Vec<Point>, tar_length: u64) -> Source {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed);
         Source { id, blob, blob_length, packing, points, tar_length }
@@ -115,7 +109,8 @@ impl Source {
         let mut crc = Crc::new();
         crc.update(&bytes);
         if crc.sum() != point.crc {
-            let reason = format!("bytes {} to {} of its tar have changed since it was indexed", point.tar, point.tar + tar);
+            let reason =
+                format!("bytes {} to {} of its tar have changed since it was indexed", point.tar, point.tar + tar);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
         Ok(bytes)

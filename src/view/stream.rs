@@ -50,7 +50,8 @@ pub(crate) fn decode(
     packing: Packing,
     sink: &mut dyn FnMut(Vec<u8>) -> io::Result<()>,
 ) -> io::Result<(Vec<Point>, u64)> {
-    let mut tar = Tar { sink, chunk: Vec::with_capacity(CHUNK), length: 0, points: vec![Point::default()], crc: Crc::new() };
+    let mut tar =
+        Tar { sink, chunk: Vec::with_capacity(CHUNK), length: 0, points: vec![Point::default()], crc: Crc::new() };
     let input = Counted { input: At { file: blob, at: 0 }, at: 0 };
     let input = BufReader::with_capacity(CHUNK, input);
     match packing {

@@ -251,9 +251,8 @@ impl Header {
         offset: u64,
     ) -> Result<(Entry, u64), String> {
         let format = self.format();
-        let number = |from, length, what: &str| {
-            self.number(from, length).ok_or_else(|| format!("{what} that is no number"))
-        };
+        let number =
+            |from, length, what: &str| self.number(from, length).ok_or_else(|| format!("{what} that is no number"));
         let id = |number: i64| u32::try_from(number).map_err(|_| format!("the user or group {number}"));
         let mut path = until_nul(self.field(0, 100)).to_vec();
         let prefix: &[u8] = match format {
@@ -294,9 +293,10 @@ impl Header {
         let body = if matches!(self.flag(), b'1'..=b'6') { 0 } else { size };
         let device = match kind {
             Type::CharDevice | Type::BlockDevice if format != Format::V7 => {
-                let part = |from| number(from, 8, "a device").and_then(|part| {
-                    u32::try_from(part).map_err(|_| format!("the device number {part}"))
-                });
+                let part = |from| {
+                    number(from, 8, "a device")
+                        .and_then(|part| u32::try_from(part).map_err(|_| format!("the device number {part}")))
+                };
                 (part(329)?, part(337)?)
             }
             _ => (0, 0),
@@ -374,7 +374,8 @@ impl Records {
 
     /// A record without a value takes back what an earlier one, or the header, is overridden with.
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
-        let bad = || format!("the extended header {}={}", key.escape_ascii(), value[..value.len().min(40)].escape_ascii());
+        let bad =
+            || format!("the extended header {}={}", key.escape_ascii(), value[..value.len().min(40)].escape_ascii());
         if key.is_empty() || key.contains(&0) {
             return Err(bad());
         }

@@ -49,7 +49,7 @@ fn directories_list_their_tables_and_every_file_can_be_read() {
     let root = names(RootFile::TABLE.iter().map(|row| row.1), &["containers", "images", "jobs"]);
     let container = names(ContainerFile::TABLE.iter().map(|row| row.1), &["labels", "rootfs"]);
     let image = names(ImageFile::TABLE.iter().map(|row| row.1), &["annotations", "blobs", "layers", "rootfs"]);
-    let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob"]);
+    let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob", "tree"]);
     let job = names(JobFile::TABLE.iter().map(|row| row.1), &[]);
     let directories =
         [("", root), ("containers/web", container), (WEB, image), (&format!("{WEB}/layers/2"), layer), ("jobs/1", job)];

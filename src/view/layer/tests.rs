@@ -113,7 +113,8 @@ fn hard_links_share_their_inode() {
 
 #[test]
 fn whiteouts_are_kept_and_tricks_with_them_are_refused() {
-    let tree = layer(&["f d/.wh..wh..opq", "f .wh.gone", "f .wh..wh.plnk", "f .wh..wh.aufs/x", "d e", "f .wh.e"]).unwrap();
+    let tree =
+        layer(&["f d/.wh..wh..opq", "f .wh.gone", "f .wh..wh.plnk", "f .wh..wh.aufs/x", "d e", "f .wh.e"]).unwrap();
     assert_eq!(shown(&tree), ["w .wh.e", "w .wh.gone", "d d", "o d/.wh..wh..opq", "d e"]);
     let inode = |path: &[u8]| *tree.inode(tree.resolve(path).unwrap()).unwrap();
     assert!(inode(b"d").opaque && inode(b"e").opaque && !inode(b"").opaque);
@@ -141,7 +142,8 @@ fn ten_thousand_levels_are_walked_without_recursion() {
 
 #[test]
 fn many_names_of_one_file_are_one_inode() {
-    let lines: Vec<String> = std::iter::once("f 0".to_owned()).chain((1..5000).map(|n| format!("h {n} {}", n - 1))).collect();
+    let lines: Vec<String> =
+        std::iter::once("f 0".to_owned()).chain((1..5000).map(|n| format!("h {n} {}", n - 1))).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let tree = layer(&lines).unwrap();
     assert_eq!((tree.len(), tree.inode(1).unwrap().nlink), (2, 5000));

@@ -49,7 +49,10 @@ fn an_implied_directory_keeps_the_attributes_below() {
 fn a_hard_link_to_a_lower_layers_file_is_a_name_of_it() {
     assert_eq!(merged(&[&["f a"], &["h b a"]]).unwrap(), ["f2 a", "f2 b"]);
     assert_eq!(merged(&[&["f a"], &["h b a", "p a"]]).unwrap(), ["p a", "f b"]);
-    assert_eq!(merged(&[&["d d", "f d/a", "l s /d"], &["h b s/a"], &["h c b", "f .wh.d"]]).unwrap(), ["f2 b", "f2 c", "l s"]);
+    assert_eq!(
+        merged(&[&["d d", "f d/a", "l s /d"], &["h b s/a"], &["h c b", "f .wh.d"]]).unwrap(),
+        ["f2 b", "f2 c", "l s"]
+    );
     for lower in [&["d a"][..], &["f c"], &["f a", "f .wh.a"]] {
         let refused = merged(&[&["f x"], lower, &["f .wh.a"], &["h b a"]]);
         assert!(refused.unwrap_err().contains("hard link"), "{lower:?}");

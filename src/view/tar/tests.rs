@@ -30,7 +30,8 @@ fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (key, value) in records {
         let rest = key.len() + value.len() + 3;
-        let length = (1..).find(|digits| (rest + digits).to_string().len() == *digits).map(|digits| rest + digits).unwrap();
+        let length =
+            (1..).find(|digits| (rest + digits).to_string().len() == *digits).map(|digits| rest + digits).unwrap();
         body.extend_from_slice(format!("{length} {key}=").as_bytes());
         body.extend_from_slice(value);
         body.push(b'\n');
@@ -49,7 +50,8 @@ fn refused(tar: &[u8]) -> String {
 
 #[test]
 fn an_entry_is_what_its_header_says() {
-    let tar = [with_body(header(b"etc/passwd", b'0', 5, |_| ()), b"hello"), vec![0; 1024], b"anything".to_vec()].concat();
+    let tar =
+        [with_body(header(b"etc/passwd", b'0', 5, |_| ()), b"hello"), vec![0; 1024], b"anything".to_vec()].concat();
     let entries = read(&tar).unwrap();
     let [entry] = &*entries else { panic!("{entries:?}") };
     assert_eq!((entry.kind, &*entry.path, entry.mode), (Type::File, &b"etc/passwd"[..], 0o644));
@@ -134,7 +136,8 @@ fn what_readers_could_disagree_about_is_refused() {
         let tar = [with_body(header(b"p", b'x', garbage.len() as u64, |_| ()), garbage), plain()].concat();
         assert!(read(&tar).is_err(), "{garbage:?}");
     }
-    let huge = header(b"x", b'0', 0, |block| block[124..136].copy_from_slice(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"));
+    let huge =
+        header(b"x", b'0', 0, |block| block[124..136].copy_from_slice(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"));
     assert!(refused(&huge).contains("bounds"));
     let many: Vec<(String, &[u8])> = (0..9000).map(|n| (format!("SCHILY.xattr.user.{n:05}"), &b""[..])).collect();
     let many: Vec<(&str, &[u8])> = many.iter().map(|(key, value)| (key.as_str(), *value)).collect();

@@ -62,7 +62,11 @@ fn figures() {
     }
     let small = small.end();
     // Half of it compresses.
-    let large: Vec<u8> = noise(1, 1 << 30).chunks(4096).enumerate().flat_map(|(n, page)| if n % 2 == 0 { page.to_vec() } else { vec![7; 4096] }).collect();
+    let large: Vec<u8> = noise(1, 1 << 30)
+        .chunks(4096)
+        .enumerate()
+        .flat_map(|(n, page)| if n % 2 == 0 { page.to_vec() } else { vec![7; 4096] })
+        .collect();
     let large_tar = Tar::default().file("large", &large).end();
     extract(&small, &unpacked);
     extract(&large_tar, &unpacked);
@@ -82,7 +86,11 @@ fn figures() {
     forget();
     let native = [find(&unpacked), find(&unpacked)];
     let ours = [find(&rootfs("small")), find(&rootfs("small"))];
-    println!("find -ls: native {native:?}, rootfs {ours:?}: {:.2} x, {:.2} x", ratio(ours[0], native[0]), ratio(ours[1], native[1]));
+    println!(
+        "find -ls: native {native:?}, rootfs {ours:?}: {:.2} x, {:.2} x",
+        ratio(ours[0], native[0]),
+        ratio(ours[1], native[1])
+    );
     // A random order, the same each time.
     paths.sort_by_key(|path| snapfs::oci::Digest::of(path.as_os_str().as_encoded_bytes()));
     paths.truncate(10_000);
@@ -91,23 +99,59 @@ fn figures() {
         forget();
         let native = [read_files(&unpacked, &paths), read_files(&unpacked, &paths), read_files(&unpacked, &paths)];
         forget();
-        let ours = [read_files(&rootfs(image), &paths), read_files(&rootfs(image), &paths), read_files(&rootfs(image), &paths)];
-        println!("10,000 files, {image}: native {native:?}, rootfs {ours:?}: cold {:.2} x, warm {:.2} x", ratio(ours[0], native[0]), ratio(ours[2], native[2]));
+        let ours = [
+            read_files(&rootfs(image), &paths),
+            read_files(&rootfs(image), &paths),
+            read_files(&rootfs(image), &paths),
+        ];
+        println!(
+            "10,000 files, {image}: native {native:?}, rootfs {ours:?}: cold {:.2} x, warm {:.2} x",
+            ratio(ours[0], native[0]),
+            ratio(ours[2], native[2])
+        );
     }
     forget();
-    let blob = fs::read_dir(place.other("store/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path()).max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let blob = fs::read_dir(place.other("store/blobs/sha256"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .max_by_key(|path| fs::metadata(path).unwrap().len())
+        .unwrap();
     fs::copy(&blob, place.other("blob.zst")).unwrap();
-    let zstd = timed(|| command("sh").args(["-c", &format!("zstd -d -c {} > /dev/null", place.other("blob.zst").display())]).status().unwrap());
-    let zstd_file = timed(|| command("zstd").args(["-d", "-q", "-f"]).arg(place.other("blob.zst")).arg("-o").arg(place.other("blob.tar")).status().unwrap());
+    let zstd = timed(|| {
+        command("sh")
+            .args(["-c", &format!("zstd -d -c {} > /dev/null", place.other("blob.zst").display())])
+            .status()
+            .unwrap()
+    });
+    let zstd_file = timed(|| {
+        command("zstd")
+            .args(["-d", "-q", "-f"])
+            .arg(place.other("blob.zst"))
+            .arg("-o")
+            .arg(place.other("blob.tar"))
+            .status()
+            .unwrap()
+    });
     fs::read_dir(rootfs("large")).unwrap().count();
     let first = cat(&rootfs("large/").join("large"));
     let head = timed(|| command("head").args(["-c", "1"]).arg(rootfs("large").join("large")).output().unwrap());
     let second = [cat(&rootfs("large").join("large")), cat(&rootfs("large").join("large"))];
     cat(&unpacked.join("large"));
     let native = [cat(&unpacked.join("large")), cat(&unpacked.join("large"))];
-    println!("cat of 1 GiB: zstd -d {zstd:?} (to a file {zstd_file:?}), first {first:?} = {:.2} x its speed; second {second:?}, native {native:?}: {:.2} x; head {head:?}", ratio(zstd, first), ratio(second[1], native[1]));
+    println!(
+        "cat of 1 GiB: zstd -d {zstd:?} (to a file {zstd_file:?}), first {first:?} = {:.2} x its speed; second {second:?}, native {native:?}: {:.2} x; head {head:?}",
+        ratio(zstd, first),
+        ratio(second[1], native[1])
+    );
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    println!("{}", status.lines().filter(|line| line.starts_with("Vm") && (line.contains("HWM") || line.contains("RSS"))).collect::<Vec<_>>().join(" "));
+    println!(
+        "{}",
+        status
+            .lines()
+            .filter(|line| line.starts_with("Vm") && (line.contains("HWM") || line.contains("RSS")))
+            .collect::<Vec<_>>()
+            .join(" ")
+    );
 }
 
 fn ratio(a: Duration, b: Duration) -> f64 {

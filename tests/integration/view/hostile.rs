@@ -40,7 +40,11 @@ fn cases() -> Vec<Case> {
         ("hard-link-nowhere", one(tar().link("l", "/etc/shadow")), Err("no file of the layers below")),
         ("hard-link-dir", one(tar().dir("d").link("l", "d")), Err("hard link to a directory")),
         ("hard-link-self", one(tar().link("l", "l")), Err("no file of the layers below")),
-        ("hard-link-through", one(tar().symlink("s", "/").link("l", "s/etc/shadow")), Err("no file of the layers below")),
+        (
+            "hard-link-through",
+            one(tar().symlink("s", "/").link("l", "s/etc/shadow")),
+            Err("no file of the layers below"),
+        ),
         ("root-file", one(tar().file(".", "x")), Err("would replace the root")),
         ("root-link", one(tar().symlink("/", "/etc")), Err("would replace the root")),
         ("whiteout-root", one(tar().file("x", "1").file(".wh.", "")), Err("whiteout of nothing")),

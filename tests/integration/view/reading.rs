@@ -35,7 +35,8 @@ fn sixty_four_readers_of_a_deleted_image_read_to_its_end() {
     let files: Vec<Vec<u8>> = (0..64).map(|n| noise(n, if n % 8 == 0 { 3 << 20 } else { 40_000 })).collect();
     {
         let store = Store::open_dir(&place.other("store")).unwrap();
-        let tar = files.iter().enumerate().fold(Tar::default(), |tar, (n, file)| tar.file(&format!("d/{n}"), file)).end();
+        let tar =
+            files.iter().enumerate().fold(Tar::default(), |tar, (n, file)| tar.file(&format!("d/{n}"), file)).end();
         make(&store, "own", &[&tar], PACKINGS[0]);
         make(&store, "gzip", &[&tar], Packing::Gzip);
     }
@@ -89,7 +90,8 @@ fn a_wrong_bit_is_an_error_for_its_file_alone() {
     }
     assert_eq!(nix::mount::umount2(&place.dir(), nix::mount::MntFlags::MNT_DETACH), Ok(()));
     // The middle of the blob, which is in the third or the fourth file.
-    let mut blobs: Vec<_> = fs::read_dir(place.other("store/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut blobs: Vec<_> =
+        fs::read_dir(place.other("store/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path()).collect();
     blobs.retain(|path| fs::metadata(path).unwrap().len() > 1 << 20);
     assert_eq!(blobs.len(), PACKINGS.len());
     for blob in &blobs {
@@ -105,8 +107,10 @@ fn a_wrong_bit_is_an_error_for_its_file_alone() {
     let mut daemon = place.serve();
     for (n, packing) in PACKINGS.iter().enumerate() {
         let read: Vec<_> = (0..6).map(|file| fs::read(rootfs(n).join(file.to_string()))).collect();
-        let whole = read.iter().zip(&files).filter(|(read, file)| read.as_ref().is_ok_and(|read| read == *file)).count();
-        let failed = read.iter().filter(|read| read.as_ref().is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO)));
+        let whole =
+            read.iter().zip(&files).filter(|(read, file)| read.as_ref().is_ok_and(|read| read == *file)).count();
+        let failed =
+            read.iter().filter(|read| read.as_ref().is_err_and(|error| error.raw_os_error() == Some(nix::libc::EIO)));
         let failed = failed.count();
         // Of a layer in one piece nothing behind the damage can be had, and nothing before it is believed.
         if matches!(packing, Packing::Gzip | Packing::Zstd) {
@@ -178,4 +182,63 @@ fn nothing_in_the_cache_is_needed_or_believed() {
     read_all();
     let sizes = || cached().iter().map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len())).sum::<u64>();
     eventually("the cache is small", || sizes() <= 4096);
+}
+
+#[test]
+fn an_overlay_on_top_can_be_written_to() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    {
+        let store = Store::open_dir(&place.other("store")).unwrap();
+        let lower = Tar::default().file("etc/old", "1").file("etc/gone", "2").file("etc/same", noise(1, 2 << 20)).end();
+        make(&store, "img", &[lower, Tar::default().file("etc/new", "3").end()], PACKINGS[0]);
+    }
+    let _daemon = place.serve();
+    let [upper, work, merged] = ["upper", "work", "merged"].map(|name| place.other(name));
+    [&upper, &work, &merged].iter().for_each(|dir| fs::create_dir(dir).unwrap());
+    let lower = place.dir().join("images/img/rootfs");
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("overlay"), &merged, Some("overlay"), flags, Some(options.as_str())).unwrap();
+    let file = |name: &str| merged.join("etc").join(name);
+    fs::write(file("old"), "changed").unwrap();
+    fs::remove_file(file("gone")).unwrap();
+    assert_eq!(fs::read(file("same")).unwrap(), noise(1, 2 << 20));
+    fs::rename(file("same"), file("moved")).unwrap();
+    let read = |name: &str| fs::read(file(name)).ok();
+    assert_eq!((read("old"), read("new"), read("gone")), (Some(b"changed".to_vec()), Some(b"3".to_vec()), None));
+    assert_eq!(read("moved"), Some(noise(1, 2 << 20)));
+    nix::mount::umount2(&merged, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(fs::read(lower.join("etc/old")).unwrap(), b"1");
+}
+
+#[test]
+fn the_kernel_enforces_owner_mode_and_access_control_list() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    {
+        let store = Store::open_dir(&place.other("store")).unwrap();
+        let tar = Tar::default();
+        let tar =
+            tar.acl(&crate::harness::rootfs::acl(&[(1, 6, !0), (2, 4, 65_534), (4, 0, !0), (16, 4, !0), (32, 0, !0)]));
+        let tar = tar.private("for-nobody", "1").private("shadow", "2").file("open", "3").end();
+        make(&store, "img", &[tar], PACKINGS[0]);
+    }
+    let _daemon = place.serve_with(&["-v", "-o", "gid=65534"]);
+    let rootfs = place.dir().join("images/img/rootfs");
+    fs::read_dir(&rootfs).unwrap();
+    std::os::unix::fs::chown(place.other(""), Some(65_534), Some(65_534)).unwrap();
+    let read = |name: &str| {
+        use std::os::unix::process::CommandExt;
+        let mut cat = crate::harness::mount::command("cat");
+        let output = cat.arg(rootfs.join(name)).uid(65_534).gid(65_534).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(read("open"), (true, "3".to_owned()));
+    assert_eq!(read("shadow"), (false, String::new()));
+    assert_eq!(read("for-nobody"), (true, "1".to_owned()));
 }

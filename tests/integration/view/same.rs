@@ -89,8 +89,10 @@ fn a_layer_is_shown_with_its_whiteouts() {
     let place = Place::new();
     {
         let store = Store::open_dir(&place.other("store")).unwrap();
-        let lower = Tar::default().dir("etc").file("etc/kept", "1").file("etc/gone", "2").dir("d").file("d/x", "3").end();
-        let upper = Tar::default().file("etc/.wh.gone", "").file("d/.wh..wh..opq", "").link("etc/more", "etc/kept").end();
+        let lower =
+            Tar::default().dir("etc").file("etc/kept", "1").file("etc/gone", "2").dir("d").file("d/x", "3").end();
+        let upper =
+            Tar::default().file("etc/.wh.gone", "").file("d/.wh..wh..opq", "").link("etc/more", "etc/kept").end();
         make(&store, "img", &[lower, upper], PACKINGS[0]);
     }
     let _daemon = place.serve();

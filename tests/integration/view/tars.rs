@@ -36,6 +36,27 @@ impl Tar {
         self.entry(b'0', path, "", content.as_ref())
     }
 
+    /// An access control list for the next entry.
+    pub(super) fn acl(self, acl: &[u8]) -> Tar {
+        let key = b" SCHILY.xattr.system.posix_acl_access=";
+        let length = (1..).map(|digits| (digits, digits + key.len() + acl.len() + 1));
+        let (_, length) = length.into_iter().find(|(digits, length)| length.to_string().len() == *digits).unwrap();
+        let record = [length.to_string().as_bytes(), key, acl, b"\n"].concat();
+        self.entry(b'x', "PaxHeaders/x", "", &record)
+    }
+
+    /// A file that its owner alone may read.
+    pub(super) fn private(self, path: &str, content: &str) -> Tar {
+        let at = self.0.len();
+        let mut tar = self.file(path, content);
+        let header = &mut tar.0[at..at + 512];
+        header[100..107].copy_from_slice(b"0000640");
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        tar
+    }
+
     pub(super) fn dir(self, path: &str) -> Tar {
         self.entry(b'5', path, "", b"")
     }
