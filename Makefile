@@ -19,7 +19,7 @@ pages   = $(wildcard docs/man/*.[1-8])
 # cargo runs a test binary through the program named by this variable.
 runner  = CARGO_TARGET_$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
 
-.PHONY: all build lab lab-check test demo install uninstall clean help need-rust need-root
+.PHONY: all build lab lab-check test demo bench install uninstall clean help need-rust need-root
 .NOTPARALLEL:
 
 all: build
@@ -54,6 +54,10 @@ test: need-rust need-root
 demo: need-root build lab
 	@tests/lab/enter tests/lab/demo
 
+## bench       what a snapshot costs, beside podman, docker and containerd; into docs/performance.md (about 20 minutes)
+bench: need-root build lab
+	@tests/lab/enter tests/lab/bench --write docs/performance.md
+
 ## install     DESTDIR= PREFIX=/usr; what `make build` made
 install:
 	@[ -x $(release)/snapfs ] && [ -x $(release)/mount-snapfs ] || \
@@ -62,7 +66,9 @@ install:
 	install -D -m 755 $(release)/snapfs $(bindir)/snapfs
 	install -D -m 755 $(release)/mount-snapfs $(sbindir)/mount.snapfs
 	ln -sf mount.snapfs $(sbindir)/mount.fuse.snapfs
-	$(foreach unit,$(units),install -D -m 644 $(unit) $(unitdir)/$(notdir $(unit)) &&) :
+	@# The units name the program by its whole path, as systemd wants it.
+	$(foreach unit,$(units),install -D -m 644 $(unit) $(unitdir)/$(notdir $(unit)) && \
+		sed -i 's,=/usr/bin/snapfs,=$(PREFIX)/bin/snapfs,' $(unitdir)/$(notdir $(unit)) &&) :
 	$(foreach page,$(pages),install -D -m 644 $(page) $(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) :
 
 ## uninstall   DESTDIR= PREFIX=/usr; images and store stay

@@ -3,6 +3,7 @@
 //! A request comes in as words and becomes a job; a question is answered with plain data. Nothing here waits for an
 //! engine, and nothing here knows of paths, inodes or descriptors.
 
+mod coming;
 mod container;
 mod error;
 mod image;
@@ -14,7 +15,8 @@ pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
 pub use crate::oci::{Digest, ImageName};
-pub use crate::view::{Coming, Content, Found, Inode, Kind as InodeKind, Opened, Tree as FileTree, View};
+pub use crate::view::{Coming as ComingView, Content, Found, Inode, Kind as InodeKind, Opened, Tree as FileTree, View};
+pub use coming::Coming;
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
 pub use image::{ImageEntry, ImageKey};
@@ -30,7 +32,7 @@ use parking_lot::Mutex;
 
 use crate::engine::Engines;
 use crate::guard::Guard;
-use crate::job::{Job, Jobs};
+use crate::job::{Background, Job, Jobs};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::view::Views;
@@ -75,6 +77,10 @@ pub struct Snapfs {
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
+    /// Looks at what containers changed.
+    scans: Background,
+    /// Changes of names, one after the other: each waits for the disk.
+    naming: Background,
 }
 
 impl Snapfs {
@@ -107,6 +113,8 @@ impl Snapfs {
             wake,
             ended,
             collect,
+            scans: Background::new("changes", SCANS),
+            naming: Background::new("names", 1),
         })
     }
 
@@ -162,6 +170,9 @@ impl Snapfs {
         lines.join("\n") + "\n"
     }
 }
+
+/// How many containers are scanned at once for those who read `changes`: each takes memory for all that a container changed.
+const SCANS: usize = 4;
 
 /// How often garbage is collected although nobody removed a name: what failed jobs left is collected too.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);

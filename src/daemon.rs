@@ -133,7 +133,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
 /// `snapfs gc`: a daemon collects by itself, so this is for a store without one.
 #[allow(clippy::print_stdout, reason = "it is what the command is for")]
 fn collect(place: &Path) -> Result<ExitCode, Error> {
-    let collected = Store::open_dir(place)?.gc()?;
+    let collected = Store::gc_dir(place)?;
     println!("removed {} blobs, {} bytes", collected.blobs, collected.bytes);
     Ok(ExitCode::SUCCESS)
 }

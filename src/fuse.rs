@@ -107,6 +107,26 @@ impl Fuse {
         });
     }
 
+    /// The answer to a change of names, which waits for the disk. Who is told to end meanwhile is let go; the change goes on.
+    fn answer_later(
+        &self,
+        operation: &'static str,
+        ino: INodeNo,
+        request: &Request,
+        result: Result<Reply<()>, Errno>,
+        reply: ReplyEmpty,
+    ) {
+        match result {
+            Ok(Reply::Now(())) => reply.ok(),
+            Ok(Reply::Later(mut ticket)) => self.waiters.park(
+                request.pid(),
+                move || Some(ticket.poll()?.map_err(|error| failed(operation, ino, &error))),
+                move |result| answer(reply, result),
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
         match self.call(what, parent, |tree| Err::<(), _>(tree.refuse(parent.0, what))) {
             Ok(()) => Errno::EPERM,
@@ -438,7 +458,8 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.call("rmdir", parent, |tree| tree.remove_dir(parent.0, name, &convert::caller(request))));
+        let removed = self.call("rmdir", parent, |tree| tree.remove_dir(parent.0, name, &convert::caller(request)));
+        self.answer_later("rmdir", parent, request, removed, reply);
     }
 
     fn rename(
@@ -455,12 +476,10 @@ impl fuser::Filesystem for Fuse {
             return reply.error(Errno::EINVAL); // rename(2): what a file system without RENAME_EXCHANGE says
         }
         let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
-        answer(
-            reply,
-            self.call("rename", parent, |tree| {
-                tree.rename(parent.0, name, new_parent.0, new_name, no_replace, &convert::caller(request))
-            }),
-        );
+        let renamed = self.call("rename", parent, |tree| {
+            tree.rename(parent.0, name, new_parent.0, new_name, no_replace, &convert::caller(request))
+        });
+        self.answer_later("rename", parent, request, renamed, reply);
     }
 
     fn create(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {

@@ -4,9 +4,11 @@
 //! [`Finish`]. What must hold: a job has exactly one terminal state; a panic in the work is a failed job; a job that is
 //! cancelled while it waits never starts.
 
+mod background;
 mod queue;
 mod state;
 
+pub use background::Background;
 pub use state::State;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,14 @@ use queue::Queue;
 
 /// How many finished jobs are remembered; older ones leave `jobs/`.
 const REMEMBERED: usize = 1000;
+
+/// How many jobs may wait: more than anybody means to start, and no burden. A loop that writes `async` commands meets it.
+pub const MOST_WAITING: usize = 1000;
+
+/// So many jobs wait that no more is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{MOST_WAITING} jobs wait already; wait until some have ended, or cancel some: echo 1 > jobs/N/cancel")]
+pub struct Full;
 
 /// The number of a job: counted from 1, never used twice by one daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,13 +155,19 @@ impl<E: Send + Sync + 'static> Jobs<E> {
     }
 
     /// Admit a job. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
+    ///
+    /// # Errors
+    /// [`Full`].
     pub fn start(
         &self,
         brief: Brief,
         now: Timestamp,
         work: impl FnOnce(&Progress) -> Finish<E> + Send + 'static,
-    ) -> Arc<Job<E>> {
+    ) -> Result<Arc<Job<E>>, Full> {
         let mut jobs = self.shared.jobs.lock();
+        if self.shared.queue.len() >= MOST_WAITING {
+            return Err(Full);
+        }
         let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
         let status = Mutex::new(Status { state: State::Queued, outcome: None });
         let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
@@ -162,7 +178,7 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         if self.shared.queue.push(subject, (Arc::clone(&job), Box::new(work))).is_err() {
             self.shared.abandon(&job, Abandoned::Stopping);
         }
-        job
+        Ok(job)
     }
 
     /// The job with that number, if it is remembered.

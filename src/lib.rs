@@ -5,6 +5,7 @@
 //! store alone. Imports point down and never to a peer; `docs/architecture.md` holds the table and
 //! `tests/integration/layering.rs` holds the code against it.
 
+pub mod line;
 pub mod oci;
 pub mod progress;
 
@@ -18,6 +19,8 @@ pub mod store;
 pub mod changeset;
 pub mod image;
 pub mod view;
+
+pub mod capture;
 
 pub mod commit;
 

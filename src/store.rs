@@ -175,8 +175,7 @@ impl Store {
 
     /// How much room the store's file system has.
     pub fn space(&self) -> Result<Space, Error> {
-        let place = self.0.disk.place();
-        Space::of(place).map_err(|source| Error::io("ask for the space of", place.to_owned(), source))
+        self.0.disk.space()
     }
 
     /// How much the store holds. Looks at every blob.

@@ -23,7 +23,7 @@ pub use view::{InView, is_in_view};
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crossbeam_channel::Receiver;
@@ -213,7 +213,8 @@ impl Tree {
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
             }
-            Node::ContainerFile(key, ContainerFile::Changes) => self.start_changes(key.clone())?,
+            // A scan of a large container takes a while: it is made beside, and the first read waits for it.
+            Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
             Node::JobFile(id, JobFile::Wait) => {
                 let gone = || Error::new(ErrorKind::Stale, format!("job {id} is not remembered any more"));
                 Handle::Wait(self.api.job(*id).ok_or_else(gone)?)
@@ -223,27 +224,12 @@ impl Tree {
         Ok(Opened::Text { fh: self.handles.lock().insert(handle) })
     }
 
-    /// A scan of a large container takes a while: it is made beside, and the first read waits for it.
-    fn start_changes(&self, key: crate::api::ContainerKey) -> Result<Handle, Error> {
-        let coming = Arc::new(OnceLock::new());
-        let (api, slot) = (Arc::clone(&self.api), Arc::clone(&coming));
-        let scan = move || {
-            // Only this thread sets it.
-            let _ = slot.set(api.changes(&key));
-            api.wake();
-        };
-        let spawned = std::thread::Builder::new().name("changes".to_owned()).spawn(scan);
-        spawned
-            .map_err(|error| Error::new(ErrorKind::Again, format!("no thread to scan the container with: {error}")))?;
-        Ok(Handle::Coming(coming))
-    }
-
     /// Up to `size` bytes at `offset`.
     pub fn read(&self, fh: u64, offset: u64, size: u32) -> Result<Reply<Vec<u8>>, Error> {
         match self.handle(fh)? {
             Handle::Text(text) => Ok(Reply::Now(slice(&text, offset, size))),
             Handle::Coming(coming) => {
-                wait_for(move || coming.get().map(|text| text.clone().map(|text| slice(&text, offset, size))))
+                wait_for(move || coming.answer().map(|text| text.map(|text| slice(&text, offset, size))))
             }
             Handle::Wait(job) => wait_for(move || {
                 let ended = job.state().is_terminal();
@@ -278,7 +264,7 @@ impl Tree {
     /// once the job is admitted.
     pub fn poll(&self, fh: u64) -> Result<Ready, Error> {
         let read = match self.handle(fh)? {
-            Handle::Coming(coming) => coming.get().is_some(),
+            Handle::Coming(coming) => coming.answer().is_some(),
             Handle::Wait(job) => job.state().is_terminal(),
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
@@ -313,7 +299,7 @@ impl Tree {
     }
 
     /// `rmdir images/NAME`: delete the name.
-    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<(), Error> {
+    pub fn remove_dir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Reply<()>, Error> {
         let parent = self.node(parent)?;
         let found = match name.to_str() {
             Some(name) => self.child(&parent, name)?,
@@ -322,7 +308,8 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                self.api.remove_image(&key.name)
+                let coming = self.api.remove_image(key, caller.uid)?;
+                wait_for(move || coming.answer())
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -343,19 +330,27 @@ impl Tree {
         new_name: &OsStr,
         no_replace: bool,
         caller: &Caller,
-    ) -> Result<(), Error> {
-        let (Some(name), Some(new_name)) = (name.to_str(), new_name.to_str()) else { return Err(not_found(name)) };
+    ) -> Result<Reply<()>, Error> {
+        let Some(name) = name.to_str() else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
         let Node::Image(source) = source else { return Err(fixed()) };
-        let (target, replace) = match self.node(new_parent)? {
-            Node::Images(prefix) => (images::join(&prefix, new_name), !no_replace),
-            Node::Image(target) if new_name == name => (target.name.to_string(), true),
-            _ => return Err(Error::new(ErrorKind::Denied, "an image can be moved within images/ only")),
+        let shown = new_name.to_string_lossy();
+        let refused = |error: Error| {
+            self.api.record_refusal(&source.subject(), &format!("mv {}", shown.escape_debug()), caller.uid, &error);
+            error
         };
-        let target: ImageName =
-            target.parse().map_err(|error| Error::new(ErrorKind::Invalid, format!("cannot rename: {error}")))?;
+        let (target, replace) = match self.node(new_parent)? {
+            Node::Images(prefix) => (images::join(&prefix, &shown), !no_replace),
+            Node::Image(target) if new_name == name => (target.name.to_string(), true),
+            _ => return Err(refused(Error::new(ErrorKind::Denied, "an image can be moved within images/ only"))),
+        };
+        // Not EINVAL, which mv(1) takes for "to a subdirectory of itself".
+        let target: ImageName = target
+            .parse()
+            .map_err(|error| refused(Error::new(ErrorKind::Denied, format!("cannot rename: {error}"))))?;
         self.api.authorise(caller.tid)?;
-        self.api.rename_image(&source.name, &target, replace)
+        let coming = self.api.rename_image(source, target, replace, caller.uid)?;
+        wait_for(move || coming.answer())
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.

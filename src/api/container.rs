@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::api::{Container, Error, ErrorKind, Snapfs};
-use crate::commit;
+use crate::api::{Coming, Container, Error, ErrorKind, Snapfs};
+use crate::capture;
 use crate::engine::{Engine, Listing, RootFs, Status};
 
 /// A container for as long as it exists: its engine and its id, whatever its name becomes.
@@ -123,8 +123,8 @@ impl Snapfs {
         self.engines.engine_of(container).ok_or_else(missing)
     }
 
-    /// What a commit would add now: `A|C|D path`, a line each.
-    pub fn changes(&self, key: &ContainerKey) -> Result<Vec<u8>, Error> {
-        Ok(commit::changes(&*self.container(key)?)?)
+    /// What a commit would add now: `A|C|D path`, a line each. It is found out beside whoever asks.
+    pub fn changes(self: &Arc<Self>, key: ContainerKey) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.scans, move |this, progress| Ok(capture::changes(&*this.container(&key)?, progress)?))
     }
 }

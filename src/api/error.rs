@@ -5,7 +5,7 @@ use std::io;
 use crate::changeset;
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{commit, engine, guard, image, store, view};
+use crate::{capture, engine, guard, image, line, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +90,8 @@ from_room! {
     store::Error => store_kind,
     engine::Error => engine_kind,
     image::Error => image_kind,
-    commit::Error => commit_kind,
-    commit::OptionsError => options_kind,
+    capture::Error => capture_kind,
+    line::Error => line_kind,
     view::Error => view_kind,
 }
 
@@ -180,13 +180,13 @@ fn view_kind(error: &view::Error) -> ErrorKind {
     }
 }
 
-fn options_kind(error: &commit::OptionsError) -> ErrorKind {
-    let unsupported = matches!(error, commit::OptionsError::Unsupported { .. });
+fn line_kind(error: &line::Error) -> ErrorKind {
+    let unsupported = matches!(error, line::Error::Unsupported { .. });
     if unsupported { ErrorKind::Unsupported } else { ErrorKind::Invalid }
 }
 
-fn commit_kind(error: &commit::Error) -> ErrorKind {
-    use commit::Error as E;
+fn capture_kind(error: &capture::Error) -> ErrorKind {
+    use capture::Error as E;
     match error {
         E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
         E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
@@ -229,9 +229,9 @@ mod tests {
     fn a_full_disk_is_told_from_any_depth() {
         let full = || io::Error::from(io::ErrorKind::StorageFull);
         let wrapped = io::Error::other(image::Error::Write(full()));
-        let error: Error = commit::Error::BaseRead(wrapped).into();
+        let error: Error = capture::Error::BaseRead(wrapped).into();
         assert_eq!(error.kind, ErrorKind::NoSpace);
-        let error: Error = commit::Error::from(image::Error::Write(full())).into();
+        let error: Error = capture::Error::from(image::Error::Write(full())).into();
         assert_eq!(error.kind, ErrorKind::NoSpace);
     }
 
@@ -239,7 +239,7 @@ mod tests {
     fn a_sentence_tells_each_cause_once() {
         let error: Error = image::Error::Write(io::Error::other("the cause")).into();
         assert_eq!(error.message, "cannot write the layer: the cause");
-        let error: Error = commit::Error::from(Cancelled).into();
+        let error: Error = capture::Error::from(Cancelled).into();
         assert_eq!(error.kind, ErrorKind::Cancelled);
     }
 }

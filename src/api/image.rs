@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use oci_spec::image as spec;
 
-use crate::api::{Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::api::{Coming, Error, ErrorKind, Image, ImageName, Snapfs};
 use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
 use crate::store::{self, Record, Replace, Space};
 
@@ -112,25 +112,43 @@ impl Snapfs {
     }
 
     /// Delete the name; blobs that nobody refers to are collected afterwards.
-    pub fn remove_image(&self, name: &ImageName) -> Result<(), Error> {
-        self.store.remove(name)?;
-        self.start_collection();
-        Ok(())
+    pub fn remove_image(self: &Arc<Self>, key: ImageKey, uid: u32) -> Result<Arc<Coming<()>>, Error> {
+        self.beside(&self.naming, move |this, _| {
+            let removed = this.store.remove(&key.name).map_err(Error::from);
+            match &removed {
+                Ok(()) => this.start_collection(),
+                Err(error) => this.record_refusal(&key.subject(), "rmdir", uid, error),
+            }
+            removed
+        })
     }
 
     /// Give the image another name, replacing an image of that name only if `replace`.
-    pub fn rename_image(&self, from: &ImageName, to: &ImageName, replace: bool) -> Result<(), Error> {
-        let replace = if replace { Replace::Allowed } else { Replace::Refused };
-        self.store.rename(from, to, replace)?;
-        self.start_collection();
-        Ok(())
+    pub fn rename_image(
+        self: &Arc<Self>,
+        key: ImageKey,
+        to: ImageName,
+        replace: bool,
+        uid: u32,
+    ) -> Result<Arc<Coming<()>>, Error> {
+        self.beside(&self.naming, move |this, _| {
+            let replace = if replace { Replace::Allowed } else { Replace::Refused };
+            let renamed = this.store.rename(&key.name, &to, replace).map_err(Error::from);
+            match &renamed {
+                Ok(()) => this.start_collection(),
+                Err(error) => this.record_refusal(&key.subject(), &format!("mv {to}"), uid, error),
+            }
+            renamed
+        })
     }
 
     /// One more name for the same image.
-    pub fn tag_image(&self, key: &ImageKey, line: &str, uid: u32) -> Result<String, Error> {
-        let tagged = self.tag(key, line);
-        self.record(&key.subject(), &format!("tag {line}"), uid, None, &tagged);
-        tagged
+    pub fn tag_image(self: &Arc<Self>, key: ImageKey, line: String, uid: u32) -> Result<Arc<Coming<String>>, Error> {
+        self.beside(&self.naming, move |this, _| {
+            let tagged = this.tag(&key, &line);
+            this.record(&key.subject(), &format!("tag {line}"), uid, None, &tagged);
+            tagged
+        })
     }
 
     fn tag(&self, key: &ImageKey, line: &str) -> Result<String, Error> {

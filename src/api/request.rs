@@ -7,9 +7,10 @@ use parking_lot::Mutex;
 
 use crate::api::words::{Asked, Words};
 use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
-use crate::commit::{self, Options};
+use crate::capture;
+use crate::commit::{Options, commit};
 use crate::engine::name;
-use crate::job::{Abandoned, Brief, Finish};
+use crate::job::{self, Abandoned, Brief, Finish};
 use crate::progress::Progress;
 use crate::sys::clock::Clock;
 use crate::sys::process::Origin;
@@ -75,7 +76,8 @@ impl Snapfs {
                 Err(error) => Finish::Failed(error),
             }
         };
-        Ok((self.jobs.start(brief, self.clock.now(), work), detach))
+        let full = |error: job::Full| Error::new(ErrorKind::Busy, error.to_string());
+        Ok((self.jobs.start(brief, self.clock.now(), work).map_err(full)?, detach))
     }
 
     /// The container as it is when its turn comes, not as it was when it was asked for.
@@ -83,14 +85,14 @@ impl Snapfs {
         let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
         let masked = self.mask_freeze(key);
-        let context = commit::Context {
+        let context = capture::Context {
             store: &self.store,
             engine,
             guard: &self.guard,
             clock: self.clock,
             freeze_limit: self.freeze_limit,
         };
-        let manifest = commit::commit(&context, &container, options, progress);
+        let manifest = commit(&context, &container, options, progress);
         // A listing made while the container stood still would call it paused once the mask is off.
         self.engines.containers_now();
         drop(masked);

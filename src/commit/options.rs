@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::Pause;
 use crate::image::Compression;
-use crate::oci::{ImageName, InvalidName};
+use crate::line::{Error, Grammar, Row, only};
+use crate::oci::ImageName;
 
 /// Every option of `commit`, with what it takes and what it means: the table that the parser is held against and that
 /// `docs/interface.md` shows.
-pub const TABLE: &[(&str, &str, &str)] = &[
+pub const TABLE: &[Row] = &[
     ("message=", "TEXT", "the comment of the new history entry"),
     ("author=", "TEXT", "the image's author"),
     ("description=", "TEXT", "the annotation org.opencontainers.image.description"),
@@ -47,75 +49,8 @@ pub struct Options {
     pub detach: bool,
 }
 
-/// How the container is held still while its files are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Pause {
-    /// Frozen for a moment: what changed while its files were read is captured then.
-    #[default]
-    Seal,
-    /// Frozen for the whole read.
-    Full,
-    /// Not at all: files that change meanwhile are named in the image's annotations.
-    None,
-}
-
-impl Pause {
-    /// The word of the option.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Pause::Seal => "seal",
-            Pause::Full => "full",
-            Pause::None => "none",
-        }
-    }
-}
-
-/// What is wrong with a line.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// A quote without its partner.
-    #[error("a quote is not closed; quote values as in a shell: message='two words'")]
-    Quote,
-    /// Options, but no name in front.
-    #[error("the line begins with the option {0:?}; write the image's name first: NAME [OPTION…]")]
-    NoName(String),
-    /// The name is none.
-    #[error(transparent)]
-    Name(#[from] InvalidName),
-    /// No such option.
-    #[error("there is no option {option:?}; commit takes {}", known())]
-    Unknown {
-        /// What was given.
-        option: String,
-    },
-    /// The option's value is not one of its values.
-    #[error("{option}= cannot be {value:?}; it is {expected}")]
-    Value {
-        /// The option's name.
-        option: &'static str,
-        /// What was given.
-        value: String,
-        /// What may be given.
-        expected: &'static str,
-    },
-    /// The same option twice.
-    #[error("the option {0:?} is given twice")]
-    Twice(String),
-    /// A value that the contract has and this version does not.
-    #[error("{option}={value} is not supported by this version of snapfs; leave it out or use {option}={instead}")]
-    Unsupported {
-        /// The option's name.
-        option: &'static str,
-        /// What was given.
-        value: String,
-        /// What can be had.
-        instead: &'static str,
-    },
-}
-
-fn known() -> String {
-    TABLE.iter().map(|(name, values, _)| format!("{name}{values}")).collect::<Vec<_>>().join(", ")
-}
+/// The commands of `commit`.
+const GRAMMAR: Grammar = Grammar { verb: "commit", table: TABLE, repeatable: &[] };
 
 impl Options {
     /// What is taken when the line is a name alone.
@@ -136,20 +71,10 @@ impl Options {
 
     /// Parse `NAME [key=value | flag]…`; values are quoted as in a shell.
     pub fn parse(line: &str) -> Result<Options, Error> {
-        let mut words = shlex::split(line).ok_or(Error::Quote)?.into_iter();
-        let name = words.next().unwrap_or_default();
-        if name.contains('=') {
-            return Err(Error::NoName(name));
-        }
+        let (name, words) = GRAMMAR.split(line)?;
         let mut options = Options::new(name.parse::<ImageName>()?);
-        let mut seen = Vec::new();
-        for word in words {
-            let key = word.split_once('=').map_or(word.as_str(), |(key, _)| key).to_owned();
-            if seen.contains(&key) {
-                return Err(Error::Twice(key));
-            }
-            options.take(&word)?;
-            seen.push(key);
+        for word in &words {
+            options.take(word)?;
         }
         Ok(options)
     }
@@ -159,7 +84,7 @@ impl Options {
             match word {
                 "create" => self.create = true,
                 "async" => self.detach = true,
-                _ => return Err(Error::Unknown { option: word.to_owned() }),
+                _ => return Err(GRAMMAR.unknown(word)),
             }
             return Ok(());
         };
@@ -179,7 +104,7 @@ impl Options {
                 Some(("annotation", key)) if !key.is_empty() => {
                     self.annotations.insert(annotation_key(key)?, value.to_owned());
                 }
-                _ => return Err(Error::Unknown { option: format!("{key}=") }),
+                _ => return Err(GRAMMAR.unknown(format!("{key}="))),
             },
         }
         Ok(())
@@ -209,17 +134,6 @@ fn compression(value: &str) -> Result<Compression, Error> {
             if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
         }
     }
-}
-
-fn only(option: &'static str, value: &str, supported: &[&'static str], contracted: &[&str]) -> Result<(), Error> {
-    if supported.contains(&value) {
-        return Ok(());
-    }
-    let instead = supported[0];
-    if contracted.contains(&value) {
-        return Err(Error::Unsupported { option, value: value.to_owned(), instead });
-    }
-    Err(Error::Value { option, value: value.to_owned(), expected: instead })
 }
 
 /// Our own annotations say what snapfs did; a user's word must not pass for that.

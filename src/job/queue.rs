@@ -57,6 +57,11 @@ impl<T> Queue<T> {
         self.changed.notify_all();
     }
 
+    /// How many items wait.
+    pub(super) fn len(&self) -> usize {
+        self.inner.lock().waiting.len()
+    }
+
     /// Take the first waiting item that `matches`.
     pub(super) fn take(&self, matches: impl Fn(&T) -> bool) -> Option<T> {
         let mut inner = self.inner.lock();

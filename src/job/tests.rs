@@ -17,7 +17,7 @@ fn start(
     subject: &str,
     work: impl FnOnce(&Progress) -> Finish<String> + Send + 'static,
 ) -> Arc<Job<String>> {
-    jobs.start(brief(subject), Timestamp::UNIX_EPOCH, work)
+    jobs.start(brief(subject), Timestamp::UNIX_EPOCH, work).unwrap()
 }
 
 fn gate() -> (Sender<()>, Receiver<()>) {
@@ -111,12 +111,38 @@ fn old_jobs_are_forgotten_but_never_their_numbers() {
     let (jobs, ends) = jobs(1);
     for _ in 0..REMEMBERED + 5 {
         start(&jobs, "a", |_| Finish::Done(String::new()));
-    }
-    for _ in 0..REMEMBERED + 5 {
         ends.recv_timeout(SOON).unwrap();
     }
     let last = start(&jobs, "a", |_| Finish::Done(String::new()));
     assert_eq!(last.id, JobId(REMEMBERED as u64 + 6));
     assert!(jobs.ids().len() <= REMEMBERED + 1);
     assert!(jobs.job(JobId(1)).is_none());
+}
+
+#[test]
+fn so_many_jobs_may_wait_and_no_more() {
+    let (jobs, ends) = jobs(1);
+    let (open, opens) = gate();
+    let running = start(&jobs, "web", move |_| {
+        opens.recv_timeout(SOON).unwrap();
+        Finish::Done(String::new())
+    });
+    while running.state() != State::Running {
+        thread::yield_now();
+    }
+    for _ in 0..MOST_WAITING {
+        start(&jobs, "web", |_| Finish::Done(String::new()));
+    }
+    let one_more = || jobs.start(brief("db"), Timestamp::UNIX_EPOCH, |_| Finish::Done(String::new()));
+    assert_eq!(one_more().unwrap_err(), Full);
+    assert_eq!(jobs.load(), (MOST_WAITING, 1));
+    let waits = jobs.job(JobId(running.id.0 + 1)).unwrap();
+    jobs.cancel(&waits);
+    let admitted = one_more().unwrap();
+    assert_eq!(jobs.last(), Some(admitted.id), "the number of the one that was refused is used");
+    open.send(()).unwrap();
+    for _ in 0..MOST_WAITING + 2 {
+        ends.recv_timeout(SOON).unwrap();
+    }
+    assert_eq!(admitted.state(), State::Done);
 }

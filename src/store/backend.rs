@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::store::{Error, layout};
 use crate::sys::beneath::Root;
 use crate::sys::flock;
+use crate::sys::space::Space;
 
 pub use crate::sys::beneath::FileKind;
 
@@ -40,6 +41,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, FileKind)>>;
     /// The type and size in bytes of what is there; symbolic links are not followed.
     fn stat(&self, path: &Path) -> io::Result<(FileKind, u64)>;
+    /// How much room there is.
+    fn space(&self) -> io::Result<Space> {
+        Space::of(self.place())
+    }
 }
 
 /// A file that is being written.
@@ -179,5 +184,10 @@ impl Backend for DirBackend {
 
     fn stat(&self, path: &Path) -> io::Result<(FileKind, u64)> {
         self.root.stat(path)
+    }
+
+    /// Not by the path: our own mount could lie over it, and wait for us.
+    fn space(&self) -> io::Result<Space> {
+        self.root.space()
     }
 }

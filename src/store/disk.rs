@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::store::backend::{Backend, FileKind, Pending};
 use crate::store::{Error, layout};
+use crate::sys::space::Space;
 
 /// A backend, and whether it can still be trusted with changes.
 #[derive(Debug, Clone)]
@@ -143,6 +144,11 @@ impl Disk {
 
     pub(crate) fn list(&self, path: &Path) -> Result<Vec<(OsString, FileKind)>, Error> {
         self.backend.list(path).map_err(|source| self.error("list", path, source))
+    }
+
+    /// How much room the backend's file system has.
+    pub(crate) fn space(&self) -> Result<Space, Error> {
+        self.backend.space().map_err(|source| self.error("ask for the space of", Path::new(layout::ROOT), source))
     }
 
     /// What is at the path; `None` if nothing.

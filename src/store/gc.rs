@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
 use crate::oci::Digest;
-use crate::store::backend::FileKind;
+use crate::store::backend::{DirBackend, FileKind};
 use crate::store::disk::Disk;
 use crate::store::document::{DOCUMENT_LIMIT, children, is_document, spelled_digests};
 use crate::store::record::RECORD_LIMIT;
@@ -53,6 +53,12 @@ fn mark<T: Clone + Eq + Hash, E>(
 }
 
 impl Store {
+    /// [`gc`](Self::gc) for the store in a directory without a daemon, which must be there: a mistyped path makes no store.
+    pub fn gc_dir(place: &Path) -> Result<Collected, Error> {
+        DirBackend::open_unlocked(place)?;
+        Store::open_dir(place)?.gc()
+    }
+
     /// Remove every blob that no name leads to and no lease holds. What a damaged file still spells counts as needed.
     ///
     /// Open blobs can be read to their end. Errors: a document or a record could not be read, and then nothing is

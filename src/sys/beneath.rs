@@ -9,6 +9,8 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 
+use crate::sys::space::Space;
+
 /// An open directory. Every path given to its methods is relative to it, and goes through real directories of the same
 /// file system only; `.` is the directory itself.
 ///
@@ -26,6 +28,11 @@ impl Root {
     /// Whether this process's effective user owns the directory.
     pub fn is_ours(&self) -> io::Result<bool> {
         Ok(rustix::fs::fstat(&self.0)?.st_uid == rustix::process::geteuid().as_raw())
+    }
+
+    /// How much room its file system has.
+    pub fn space(&self) -> io::Result<Space> {
+        Space::of_open(&self.0)
     }
 
     /// Let nobody but the owner in: mode 0700.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
@@ -22,6 +23,19 @@ pub fn copy_range(from: &File, from_at: u64, to: &File, to_at: u64, length: u64)
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Whether the first block of `from` can be shared with `to` (`FICLONERANGE`, ioctl_ficlonerange(2)); tried at `at` of `to`,
+/// where nothing is yet.
+pub fn can_share(from: &File, to: &File, at: u64) -> bool {
+    /// A multiple of every file system's block.
+    const BLOCK: u64 = 64 << 10;
+    let range =
+        libc::file_clone_range { src_fd: from.as_raw_fd().into(), src_offset: 0, src_length: BLOCK, dest_offset: at };
+    // SAFETY: both descriptors are open, and the kernel only reads the structure.
+    #[allow(unsafe_code)]
+    let done = unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) };
+    done == 0
 }
 
 fn through_memory(from: &File, from_at: u64, to: &File, to_at: u64, wanted: usize) -> io::Result<u64> {

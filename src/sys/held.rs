@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::sys::dir::Device;
@@ -133,13 +133,16 @@ fn descriptors(process: &OwnedFd, found: &mut Vec<Held>) -> io::Result<()> {
 }
 
 /// Device and inode of the regular file that a magic link leads to; none if it is of another type.
+///
+/// As far as the kernel knows them: the file may be on a server that does not answer, or on a FUSE file system whose
+/// process is itself frozen while this is asked.
 fn stat(directory: &OwnedFd, name: &[u8]) -> io::Result<Option<(Device, u64)>> {
-    let stat = rustix::fs::statat(directory, name, AtFlags::empty())?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+    let wanted = StatxFlags::TYPE | StatxFlags::INO;
+    let stat = rustix::fs::statx(directory, name, AtFlags::STATX_DONT_SYNC, wanted)?;
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
         return Ok(None);
     }
-    let device = Device { major: rustix::fs::major(stat.st_dev), minor: rustix::fs::minor(stat.st_dev) };
-    Ok(Some((device, stat.st_ino)))
+    Ok(Some((Device { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, stat.stx_ino)))
 }
 
 fn open(directory: &OwnedFd, name: &str, flags: OFlags) -> io::Result<OwnedFd> {

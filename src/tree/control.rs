@@ -122,7 +122,12 @@ impl Tree {
                     Err(error) => Err(error),
                 }
             }
-            Node::ImageFile(key, ImageFile::Tag) => self.api.tag_image(key, line, caller.uid),
+            Node::ImageFile(key, ImageFile::Tag) => {
+                match self.api.tag_image(key.clone(), line.to_owned(), caller.uid) {
+                    Ok(coming) => return Outcome::Coming(coming),
+                    Err(error) => Err(error),
+                }
+            }
             Node::JobFile(id, _) => self.api.cancel(*id, line),
             _ => Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };
@@ -151,7 +156,7 @@ fn answer(outcome: Outcome, written: u32) -> Result<Reply<u32>, Error> {
     match &outcome {
         Outcome::Settled(Err(error)) => Err(error.clone()),
         Outcome::Settled(Ok(_)) | Outcome::Job { detached: true, .. } => Ok(Reply::Now(written)),
-        Outcome::Job { .. } => wait_for(move || outcome.end().map(|end| end.map(|_| written))),
+        Outcome::Coming(_) | Outcome::Job { .. } => wait_for(move || outcome.end().map(|end| end.map(|_| written))),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Open files: text fixed at open, a control file's conversation, a stored blob, a listing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Content, Error, SnapfsJob};
+use crate::api::{Coming, Content, Error, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
 use crate::tree::node::Node;
 use crate::tree::view::InView;
@@ -16,7 +16,7 @@ pub(super) enum Handle {
     /// Text as it was at open.
     Text(Arc<[u8]>),
     /// Text that is being made.
-    Coming(Arc<OnceLock<Result<Vec<u8>, Error>>>),
+    Coming(Arc<Coming<Vec<u8>>>),
     /// The state of a job once it has ended.
     Wait(Arc<SnapfsJob>),
     /// A control file.
@@ -111,6 +111,8 @@ pub(super) fn slice(text: &[u8], offset: u64, size: u32) -> Vec<u8> {
 pub(super) enum Outcome {
     /// It was carried out, or refused, at once.
     Settled(Result<String, Error>),
+    /// It is carried out beside the jobs.
+    Coming(Arc<Coming<String>>),
     /// It is a job; `detached` if the writer does not wait for it.
     Job { job: Arc<SnapfsJob>, detached: bool },
 }
@@ -120,6 +122,7 @@ impl Outcome {
     pub(super) fn end(&self) -> Option<Result<String, Error>> {
         match self {
             Outcome::Settled(result) => Some(result.clone()),
+            Outcome::Coming(coming) => coming.answer(),
             Outcome::Job { job, .. } => job.outcome().map(|outcome| outcome.map_err(|error| (*error).clone())),
         }
     }
@@ -127,7 +130,7 @@ impl Outcome {
     /// What a read of the same descriptor gives.
     pub(super) fn text(&self) -> String {
         let job = match self {
-            Outcome::Settled(_) => String::new(),
+            Outcome::Settled(_) | Outcome::Coming(_) => String::new(),
             Outcome::Job { job, .. } => format!("job={} state={} ", job.id, job.state()),
         };
         match self.end() {
@@ -157,6 +160,8 @@ impl Handles {
     }
 
     pub(super) fn remove(&mut self, fh: u64) {
-        self.open.remove(&fh);
+        if let Some(Handle::Coming(coming)) = self.open.remove(&fh) {
+            coming.cancel();
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::api::{
-    Coming, Digest, Error, ErrorKind, FileTree, Found, ImageKey, Inode, InodeKind, Opened as Content, View,
+    ComingView, Digest, Error, ErrorKind, FileTree, Found, ImageKey, Inode, InodeKind, Opened as Content, View,
 };
 use crate::tree::handle::Handle;
 use crate::tree::{Attr, Kind, Lifetime, Opened, Reply, Tree, not_found, wait_for};
@@ -203,7 +203,7 @@ impl Tree {
                 Ok(Reply::Now(found(view)))
             }
             Found::Later(coming) => {
-                wait_for(move || Coming::poll(&coming).map(|made| made.map(&found).map_err(Error::from)))
+                wait_for(move || ComingView::poll(&coming).map(|made| made.map(&found).map_err(Error::from)))
             }
         }
     }

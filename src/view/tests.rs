@@ -20,7 +20,11 @@ fn content(length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 64);
     while bytes.len() < length {
         let word = next();
-        if word & 1 == 0 { bytes.extend_from_slice(&word.to_le_bytes()) } else { bytes.extend_from_slice(&[word as u8; 16]) }
+        if word & 1 == 0 {
+            bytes.extend_from_slice(&word.to_le_bytes())
+        } else {
+            bytes.extend_from_slice(&[word as u8; 16])
+        }
     }
     bytes.truncate(length);
     bytes

@@ -1,11 +1,13 @@
 //! What a person finds right after something ended or failed.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use snapfs::tree::ErrorKind;
 
 use crate::harness::cgroup::wait_for;
-use crate::harness::lab::{Bundle, Container as _, directory, run, text};
+use crate::harness::lab::{Bundle, Container as _, directory, run, start, text};
 use crate::harness::mount::{Place, eventually, in_lab};
 use crate::harness::world::{LIMIT, World, me};
 
@@ -21,7 +23,7 @@ fn an_image_moved_onto_another_replaces_it_however_mv_asks() {
         let a = world.digest("a");
         assert_ne!(a, world.digest("b"));
         let rename = |parent, name: &str, no_replace| {
-            world.tree.rename(images, OsStr::new("a"), parent, OsStr::new(name), no_replace, &me())
+            world.wait(world.tree.rename(images, OsStr::new("a"), parent, OsStr::new(name), no_replace, &me())?)
         };
         assert_eq!(rename(images, "b", true).unwrap_err().kind, ErrorKind::Exists);
         match into {
@@ -69,4 +71,30 @@ fn a_real_container_whose_commit_has_just_ended_runs_and_its_image_moves_with_mv
         assert_eq!(place.read("jobs/last/wait"), "cancelled");
         assert_eq!(place.read("containers/web/status"), "running");
     }
+}
+
+/// A container whose process has a file of another container's FUSE file system open, or of a server that went away: while
+/// it is frozen nobody may wait for that.
+#[test]
+fn whose_open_files_are_on_a_file_system_that_does_not_answer_is_looked_at_all_the_same() {
+    if !in_lab() {
+        return;
+    }
+    let states = directory();
+    let place = Place::new();
+    let web = Bundle::tiny("runc", states.path(), "web", "while :; do sleep 1; done");
+    web.start();
+    let options = format!("{},runc-root={}", place.options(), states.path().display());
+    let daemon = place.serve_with(&["-o", &options]);
+    let open = place.dir().join("containers/web/commit");
+    let holder = start(&["bash", "-c", &format!("exec 7>{}; echo open; exec sleep 1000", text(&open))]);
+    let pid = u32::try_from(holder.pid().as_raw()).unwrap();
+    let is_open = || std::fs::read_link(format!("/proc/{pid}/fd/7")).is_ok_and(|path| path == open);
+    wait_for("the file is open", LIMIT, is_open);
+    daemon.signal(Signal::SIGSTOP);
+    let (found, looked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || found.send(snapfs::sys::held::held(&[pid]).map(|held| held.len())));
+    let looked = looked.recv_timeout(Duration::from_secs(5));
+    daemon.signal(Signal::SIGCONT);
+    assert!(matches!(looked, Ok(Ok(1..))), "{looked:?}");
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use snapfs::api;
-use snapfs::commit::{Context, Error, Options, commit};
+use snapfs::capture::{Context, Error};
+use snapfs::commit::{Options, commit};
 use snapfs::engine::{Container, Engine};
 use snapfs::oci::{Digest, Hasher};
 use snapfs::progress::Progress;

@@ -8,6 +8,7 @@ pub(crate) mod image;
 pub(crate) mod lab;
 pub(crate) mod mount;
 pub(crate) mod rootfs;
+pub(crate) mod slow_disk;
 pub(crate) mod world;
 
 use std::io::Write;

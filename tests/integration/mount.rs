@@ -2,6 +2,8 @@
 
 // As it is installed.
 mod installed;
+// As it should not be used.
+mod mistakes;
 // Who reads the whole tree, and who reads while others delete.
 mod readers;
 

@@ -21,7 +21,8 @@ fn world() -> Option<World> {
     let world = World::with(Setup::fixed())?;
     world.overlay("web");
     world.run("web");
-    let tars = [b"bottom".to_vec(), b"middle".to_vec()].to_vec();
+    // Empty, and different from each other by what comes behind their end.
+    let tars = [b"bottom", b"middle"].map(|word| [&[0; 1024], &word[..]].concat()).to_vec();
     let history = json!([{ "created_by": "ADD bottom" }, { "created_by": "ENV", "empty_layer": true }]);
     let config = config_with(&tars, &[("history", history)]);
     world.engine.set_base_image_with("web", "docker.io/library/base:1", config, tars);

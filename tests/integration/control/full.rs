@@ -118,7 +118,8 @@ fn a_full_disk() {
     world.whole("img");
     world.make("web", &[file("big", noise(40 << 20, 3))]);
     assert_eq!(world.commit("web", "next").unwrap_err().kind, ErrorKind::NoSpace);
-    world.tree.remove_dir(world.ino("images").unwrap(), "img".as_ref(), &crate::harness::world::me()).unwrap();
+    let removed = world.tree.remove_dir(world.ino("images").unwrap(), "img".as_ref(), &crate::harness::world::me());
+    world.wait(removed.unwrap()).unwrap();
     world.store.gc().unwrap();
     world.commit("web", "next").unwrap();
     assert_eq!(world.whole("next").file(1, "big").unwrap().len(), 40 << 20);

@@ -56,14 +56,16 @@ fn attempt(world: &World, caller: Caller) -> Vec<(&'static str, Result<(), Error
         world.wait(open.send(line.as_bytes(), false, caller)?).map(drop)
     };
     let images = world.ino("images").unwrap();
-    let rename = |from: &str, to: &str| world.tree.rename(images, from.as_ref(), images, to.as_ref(), false, &caller);
+    let rename = |from: &str, to: &str| {
+        world.wait(world.tree.rename(images, from.as_ref(), images, to.as_ref(), false, &caller)?)
+    };
     vec![
         ("commit", write(COMMIT, "made\n")),
         ("tag", write("images/img/tag", "tagged\n")),
         ("cancel", write("jobs/1/cancel", "1\n")),
         ("mv", rename("img", "moved")),
         ("mv back", rename("moved", "img")),
-        ("rmdir", world.tree.remove_dir(images, "tagged".as_ref(), &caller)),
+        ("rmdir", world.tree.remove_dir(images, "tagged".as_ref(), &caller).and_then(|reply| world.wait(reply))),
     ]
 }
 

@@ -23,6 +23,7 @@ use crate::harness::cgroup::{Group, versions, wait_for};
 use crate::harness::engine::FakeEngine;
 use crate::harness::image::{Whole, name, read_whole};
 use crate::harness::rootfs::{Item, Overlay, make};
+use crate::harness::slow_disk::{Gate, SlowDisk};
 use crate::harness::{have, scratch};
 
 /// The longest that anything here may take.
@@ -39,13 +40,16 @@ pub(crate) struct Setup {
     pub(crate) store: Option<PathBuf>,
     /// `freeze-limit=`
     pub(crate) freeze_limit: Option<Duration>,
+    /// Closed, the store's disk is slow.
+    pub(crate) gate: Gate,
     /// `cache=` and `symlinks=`
     pub(crate) views: snapfs::api::ViewSettings,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit: Some(LIMIT), views: Default::default() }
+        let (clock, freeze_limit) = (Clock::system(), Some(LIMIT));
+        Setup { clock, workers: 2, store: None, freeze_limit, gate: Gate::default(), views: Default::default() }
     }
 }
 
@@ -84,7 +88,8 @@ impl World {
         }
         let directory = scratch();
         let place = setup.store.unwrap_or_else(|| directory.path().join("store"));
-        let backend: Arc<dyn Backend> = Arc::new(DirBackend::open(&place).unwrap());
+        let backend: Arc<dyn Backend> =
+            Arc::new(SlowDisk { disk: DirBackend::open(&place).unwrap(), gate: setup.gate });
         let store = Store::open(backend).unwrap();
         assert_eq!(store.faults(), []);
         let engine = FakeEngine::new("fake");

@@ -1,11 +1,13 @@
 //! Images by their names: rename, remove, tag, and what open files and earlier look-ups show meanwhile.
 
 use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 
-use snapfs::tree::{Error, ErrorKind, Kind};
+use snapfs::tree::{Error, ErrorKind, Kind, Reply};
 
 use crate::harness::rootfs::file;
-use crate::harness::world::{World, me};
+use crate::harness::slow_disk::Gate;
+use crate::harness::world::{Setup, World, me};
 
 /// `rename("images/FROM", "images/TO")`, as renameat2(2) gives it: directory and name each.
 pub(crate) fn rename(world: &World, from: &str, to: &str, no_replace: bool) -> Result<(), Error> {
@@ -15,13 +17,13 @@ pub(crate) fn rename(world: &World, from: &str, to: &str, no_replace: bool) -> R
     };
     let ((from_directory, from), (to_directory, to)) = (split(from), split(to));
     let (from_directory, to_directory) = (world.ino(&from_directory)?, world.ino(&to_directory)?);
-    world.tree.rename(from_directory, from.as_ref(), to_directory, to.as_ref(), no_replace, &me())
+    world.wait(world.tree.rename(from_directory, from.as_ref(), to_directory, to.as_ref(), no_replace, &me())?)
 }
 
 /// `rmdir PATH`
 pub(crate) fn rmdir(world: &World, path: &str) -> Result<(), Error> {
     let (directory, name) = path.rsplit_once('/').unwrap();
-    world.tree.remove_dir(world.ino(directory)?, name.as_ref(), &me())
+    world.wait(world.tree.remove_dir(world.ino(directory)?, name.as_ref(), &me())?)
 }
 
 /// A world with a plain container and these images of it, all different.
@@ -86,9 +88,9 @@ fn mv_moves_an_image_and_replaces_no_more_than_one() {
         ("dir/a", "dir/deep", false, Err(ErrorKind::Exists)),
         ("img", "nowhere/img", false, Err(ErrorKind::NotFound)),
         ("nope", "new", false, Err(ErrorKind::NotFound)),
-        ("img", "Bad", false, Err(ErrorKind::Invalid)),
-        ("img", ".hidden", false, Err(ErrorKind::Invalid)),
-        ("img", "new@1", false, Err(ErrorKind::Invalid)),
+        ("img", "Bad", false, Err(ErrorKind::Denied)),
+        ("img", ".hidden", false, Err(ErrorKind::Denied)),
+        ("img", "new@1", false, Err(ErrorKind::Denied)),
         ("img/layers", "new", false, Err(ErrorKind::Denied)),
         ("img", "other/layers/0", false, Err(ErrorKind::Denied)),
     ];
@@ -306,4 +308,48 @@ fn no_number_means_two_things() {
     let image = world.ino("images/a").unwrap();
     rename(&world, "b/c", "a", false).unwrap();
     assert_ne!(world.ino("images/a").unwrap(), image);
+}
+
+/// Invariant 4: what waits for the disk waits beside the threads that serve the kernel.
+#[test]
+fn a_slow_disk_holds_up_only_who_changes_names() {
+    let gate = Gate::default();
+    let Some(world) = World::with(Setup { gate: gate.clone(), ..Setup::default() }) else { return };
+    world.plain("web");
+    for image in ["a", "b"] {
+        world.commit("web", image).unwrap();
+    }
+    let images = world.ino("images").unwrap();
+    let slow = gate.close();
+    let tag = world.open("images/a/tag").unwrap();
+    let tagged = tag.begin("c").unwrap();
+    let moved = world.tree.rename(images, "b".as_ref(), images, "d".as_ref(), false, &me()).unwrap();
+    let removed = world.tree.remove_dir(images, "a".as_ref(), &me()).unwrap();
+    assert!(matches!((&tagged, &moved, &removed), (Reply::Later(_), Reply::Later(_), Reply::Later(_))));
+    // Reading goes on.
+    assert_eq!(world.line("images/b/kind"), "commit");
+    assert!(world.read("health").unwrap().contains("store ok"));
+    drop(slow);
+    world.wait(tagged).unwrap();
+    world.wait(moved).unwrap();
+    world.wait(removed).unwrap();
+    assert_eq!(world.images(), ["c", "d"]);
+    assert_eq!(tag.text(), "c\n");
+}
+
+#[test]
+fn what_mv_and_rmdir_are_refused_is_told_by_last_error() {
+    let Some(world) = with_images(&["img", "other"]) else { return };
+    for to in ["Bad", "a b"] {
+        assert_eq!(rename(&world, "img", to, false).unwrap_err().kind, ErrorKind::Denied);
+        let told = world.line("images/img/last_error");
+        assert!(told.contains(&format!("mv {to}: cannot rename: ")) && told.contains("is not an image name"), "{told}");
+    }
+    // Not text: mv(1) must not be told that the image is missing.
+    let images = world.ino("images").unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\xff");
+    let refused = world.tree.rename(images, "img".as_ref(), images, name, false, &me());
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::Denied);
+    assert_eq!(rename(&world, "img", "other", true).unwrap_err().kind, ErrorKind::Exists);
+    assert!(world.line("images/img/last_error").contains("mv other: an image other exists already"));
 }

@@ -4,9 +4,9 @@
 //! before the files: a directory in place of something else in the layers below, before what is in it, because a program
 //! that unpacks the layer would find the other thing there.
 
+use crate::capture::Error;
 use crate::changeset::tar::Writer;
 use crate::changeset::{Changes, Entry, Kind};
-use crate::commit::Error;
 use crate::image::LayerWriter;
 
 /// Whether `entry` belongs into the first part.

@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::capture::aside::{Aside, LARGE, Late};
+use crate::capture::hold::{Freezing, Held, require_kept};
+use crate::capture::in_use::{InUse, Names};
+use crate::capture::layout::is_early;
+use crate::capture::{Captured, Context, Error, Pause, source};
 use crate::changeset::tar::{Options, Read, Vanished, Writer};
 use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
-use crate::commit::aside::{Aside, Late};
-use crate::commit::hold::{Freezing, Held, require_kept};
-use crate::commit::in_use::{InUse, Names};
-use crate::commit::layout::is_early;
-use crate::commit::{Captured, Context, Error, Pause, source};
 use crate::engine::Container;
 use crate::guard::Frozen;
 use crate::image::{Compression, LayerWriter};
@@ -37,6 +37,8 @@ const FEW_BYTES: u64 = 4 << 20;
 const FEW_FILES: usize = 200;
 /// A file that is open for writing and was written to in this time will be written to again.
 const BUSY: Duration = Duration::from_secs(1);
+/// In this time a file that is written to at 100 MB/s grows by as much as is put aside in 5 ms.
+const LONG: Duration = Duration::from_millis(100);
 
 /// The layer of a container that is frozen for a moment.
 pub(super) fn seal(
@@ -60,6 +62,7 @@ pub(super) fn seal(
     let expected = pending.iter().map(|entry| entry.metadata.size).sum::<u64>() * 5 / 4;
     let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
     let mut aside = Aside::prepare(lease, expected)?;
+    rehearse(&mut aside, &snapshot, &pending, progress)?;
     progress.enter("frozen");
     let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
@@ -85,6 +88,27 @@ pub(super) fn seal(
         require_kept(context, container)?;
     }
     copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
+}
+
+/// Copies the large files that will have to be put aside, so that they need only be compared then; and once more what has
+/// changed of them if that took a while.
+fn rehearse(aside: &mut Aside, snapshot: &Snapshot, pending: &[Place], progress: &Progress) -> Result<(), Error> {
+    let large: Vec<&Place> = pending.iter().filter(|place| place.metadata.size >= LARGE).collect();
+    for _ in 0..2 {
+        let since = Instant::now();
+        let mut reader = snapshot.reader();
+        for place in &large {
+            progress.check()?;
+            let opened = reader.open(place).map_err(|source| Error::Aside { path: place.path.clone(), source })?;
+            if let Some((file, metadata)) = opened {
+                aside.rehearse(&Place { metadata, ..(*place).clone() }, &file)?;
+            }
+        }
+        if since.elapsed() < LONG {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What was read while the container ran.

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::capture::Error;
 use crate::changeset::{Changes, Entry, Kind, Snapshot};
-use crate::commit::Error;
 use crate::sys::dir::Device;
 use crate::sys::held::{By, held};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::commit::{Context, Error, Pause};
+use crate::capture::{Context, Error, Pause};
 use crate::engine::{Container, Init, Status};
 use crate::guard::{self, Frozen};
 use crate::sys::cgroup::{Cgroups, Freezer};
@@ -33,9 +33,12 @@ pub(super) enum Hold {
 }
 
 /// How it was held, for the image's annotations.
-pub(super) struct Held {
-    pub(super) how: &'static str,
-    pub(super) frozen_for: Duration,
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// A word of `pause=`; or `paused`, by its user; or `stopped`.
+    pub how: &'static str,
+    /// How long it stood still because of us.
+    pub frozen_for: Duration,
 }
 
 /// How long a container may stay frozen if its user says nothing else: longer than any read takes that is worth it …

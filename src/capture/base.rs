@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Map, Value, json};
 
+use crate::capture::{Context, Error, source};
 use crate::changeset::{self, tar};
-use crate::commit::{Context, Error, source};
 use crate::engine::{BaseImage, BaseLayer, Container, Overlay, RootFs};
 use crate::image::{self, Compression, Layer, LayerWriter, Parent};
 use crate::oci::Descriptor;
@@ -24,7 +24,7 @@ const CHUNK: usize = 1 << 20;
 ///
 /// An engine's image is taken as it is: its layers are re-assembled byte for byte, so that their diff_ids are the
 /// engine's own. A bare bundle has none: what lies below its upperdir becomes one base layer.
-pub(super) fn import(
+pub fn import(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,

@@ -1,4 +1,4 @@
-//! Why a commit failed: which step, on what, why.
+//! Why a container's files could not be captured: which step, on what, why.
 
 use crate::changeset::{self, escape, tar};
 use crate::oci::DiffId;
@@ -6,7 +6,7 @@ use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
 use crate::{engine, guard, image, store};
 
-/// Why a commit failed. Nothing of it is visible, and the container runs.
+/// Why there is no capture. Nothing of it is visible, and the container runs.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It was stopped when the commit began, and runs.

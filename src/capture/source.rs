@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::capture::Error;
 use crate::changeset::{Namespace, Source};
-use crate::commit::Error;
 use crate::engine::{Container, Overlay, RootFs, USER};
 
 pub(super) fn of(container: &Container) -> Source {

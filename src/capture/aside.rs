@@ -1,6 +1,7 @@
 //! [`Aside`]: the bytes of files, put aside while their container is frozen, as fast as the machine can.
 //!
-//! The first ones go to memory that was touched before the freeze; the rest to a file of the lease, where a file system
+//! A large file that is being written to is there already when the freeze begins, and compared: see
+//! [`Rehearsal`]. Of the others the first ones go to memory that was touched before the freeze; the rest to a file of the lease, where a file system
 //! that shares blocks between files (XFS, btrfs) copies nothing at all.
 
 use std::collections::HashMap;
@@ -9,11 +10,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use crate::capture::Error;
+use crate::capture::rehearsal::Rehearsal;
 use crate::changeset::tar::Content;
 use crate::changeset::{Metadata, Place};
-use crate::commit::Error;
 use crate::store::{Lease, Spool};
-use crate::sys::copy::copy_range;
+use crate::sys::copy::{can_share, copy_range};
 use crate::sys::dir::{Device, next_data};
 
 /// How much memory is touched beforehand: what a busy log takes, and little against the daemon's 200 MiB.
@@ -22,6 +24,10 @@ const MEMORY: usize = 24 << 20;
 const ALIGNMENT: u64 = 64 << 10;
 /// How much is copied between two looks at the clock.
 const CHUNK: u64 = 8 << 20;
+/// A file of that size is copied before the freeze: to compare it then is faster than to copy it.
+pub(super) const LARGE: u64 = 4 << 20;
+/// How much more room in the spool a file gets than it needs: it is being written to. It costs nothing, since it is a hole.
+const GROWTH: u64 = 16 << 30;
 
 /// See the head of this file.
 pub(super) struct Aside {
@@ -31,6 +37,7 @@ pub(super) struct Aside {
     end: u64,
     reader: Option<File>,
     kept: HashMap<Key, Kept>,
+    rehearsed: HashMap<Key, Rehearsal>,
     bytes: u64,
 }
 
@@ -57,7 +64,37 @@ impl Aside {
         let room = usize::try_from(expected).unwrap_or(MEMORY).saturating_add(1 << 20).min(MEMORY);
         // Not zeros: the kernel gives those without a page behind them.
         let memory = vec![1; room];
-        Ok(Aside { memory, used: 0, spool: lease.spool()?, end: 0, reader: None, kept: HashMap::new(), bytes: 0 })
+        Ok(Aside {
+            memory,
+            used: 0,
+            spool: lease.spool()?,
+            end: 0,
+            reader: None,
+            kept: HashMap::new(),
+            rehearsed: HashMap::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Copies all of `file`, which is `place` and may change meanwhile, before the freeze: what is the same when it is
+    /// [`put`](Self::put) is not copied again. Done twice, the second time takes what has changed since the first. Where
+    /// files can share blocks there is nothing to prepare.
+    pub(super) fn rehearse(&mut self, place: &Place, file: &File) -> Result<(), Error> {
+        let metadata = place.metadata;
+        let is_sparse = metadata.blocks * 512 < metadata.size;
+        let Some(spool) = self.spool.file().filter(|_| metadata.size >= LARGE && !is_sparse) else { return Ok(()) };
+        let base = self.end;
+        let is_new = !self.rehearsed.contains_key(&(metadata.device, metadata.ino));
+        if is_new && can_share(file, spool, base) {
+            return Ok(());
+        }
+        let rehearsal = self.rehearsed.entry((metadata.device, metadata.ino)).or_insert_with(|| {
+            let room = metadata.size + GROWTH;
+            self.end = (base + room).next_multiple_of(ALIGNMENT);
+            Rehearsal::new(base, room)
+        });
+        let renewed = rehearsal.renew(file, metadata.size, spool, None);
+        renewed.map(|_| ()).map_err(|source| Error::Aside { path: place.path.clone(), source })
     }
 
     /// Whether the file is here, as `metadata` describes it.
@@ -75,6 +112,16 @@ impl Aside {
         let metadata = place.metadata;
         let read = |source| Error::Aside { path: place.path.clone(), source };
         let is_sparse = metadata.blocks * 512 < metadata.size;
+        if let (Some(rehearsal), Some(spool)) =
+            (self.rehearsed.get_mut(&(metadata.device, metadata.ino)), self.spool.file())
+            && let Some(renewed) = rehearsal.renew(file, metadata.size, spool, Some(until)).map_err(read)?
+        {
+            let Ok(copied) = renewed else { return Ok(Err(Late)) };
+            self.bytes += copied;
+            let place = Stored::Spool { base: rehearsal.base() };
+            self.kept.insert((metadata.device, metadata.ino), Kept { metadata, place });
+            return Ok(Ok(()));
+        }
         let fits = usize::try_from(metadata.size).ok().filter(|size| *size <= self.memory.len() - self.used);
         let stored = match fits {
             Some(size) if !is_sparse => {
