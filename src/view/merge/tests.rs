@@ -39,6 +39,12 @@ fn a_path_through_a_link_of_a_lower_layer_makes_a_directory() {
 }
 
 #[test]
+fn what_a_layer_replaced_itself_hides_nothing_below() {
+    // podman and containerd find the directory alone in the unpacked layer.
+    assert_eq!(merged(&[&["d b", "f b/a"], &["f b", "d b"]]).unwrap(), ["d b", "f b/a"]);
+}
+
+#[test]
 fn an_implied_directory_keeps_the_attributes_below() {
     let [lower, upper] = [&["d a"][..], &["f a/x"]].map(|lines| layer(lines).unwrap());
     let tree = merge(&[&lower, &upper]).unwrap();
@@ -59,40 +65,53 @@ fn a_hard_link_to_a_lower_layers_file_is_a_name_of_it() {
     }
 }
 
-/// The stupid oracle: a map of paths that each layer's lines are applied to, as `layer.md` tells it.
-fn oracle(layers: &[Vec<(char, Vec<&'static str>)>]) -> BTreeMap<String, char> {
-    let mut all: BTreeMap<String, char> = BTreeMap::new();
-    let remove = |all: &mut BTreeMap<String, char>, path: &str, itself: bool| {
-        let below = format!("{path}/");
-        all.retain(|known, _| !(known.starts_with(&below) || (itself && known == path)));
-    };
+type Paths = BTreeMap<String, char>;
+
+fn remove(paths: &mut Paths, path: &str, itself: bool) {
+    let below = format!("{path}/");
+    paths.retain(|known, _| !(known.starts_with(&below) || (itself && known == path)));
+}
+
+/// Put `kind` at a path, in place of what is no directory if it is one, and of all else if it is not.
+fn put(paths: &mut Paths, path: &str, kind: char) {
+    if kind != 'd' || paths.get(path).is_some_and(|there| *there != 'd') {
+        remove(paths, path, true);
+    }
+    paths.insert(path.to_owned(), kind);
+}
+
+/// The directory of a path, with the slash behind it.
+fn parent(path: &str) -> String {
+    path.rfind('/').map_or(String::new(), |at| path[..=at].to_owned())
+}
+
+/// The stupid oracle: a map of paths. Each layer is unpacked by itself, its later lines over its earlier ones; then what
+/// its whiteouts tell is done to the layers below, and what it holds is put over them.
+fn oracle(layers: &[Vec<(char, Vec<&'static str>)>]) -> Paths {
+    let mut all = Paths::new();
     for lines in layers {
-        // Whiteouts are for what is below, so they come first.
+        let mut own = Paths::new();
         for (kind, names) in lines {
+            let directories = names.len() + usize::from(matches!(kind, 'd' | 'o'));
+            (1..directories).for_each(|length| put(&mut own, &names[..length].join("/"), 'd'));
             let path = names.join("/");
             match kind {
-                'w' => remove(&mut all, &path, true),
-                'o' => remove(&mut all, &path, false),
+                'f' | 'p' => put(&mut own, &path, *kind),
+                // A name that no other line has, so that it is gone with its directory: a zero byte is in none.
+                'w' | 'o' => put(
+                    &mut own,
+                    &format!("{}\0{path}", if *kind == 'o' { format!("{path}/") } else { parent(&path) }),
+                    *kind,
+                ),
                 _ => {}
             }
         }
-        for (kind, names) in lines {
-            for length in 1..names.len() + usize::from(matches!(kind, 'd' | 'o')) {
-                let parent = names[..length].join("/");
-                if all.get(&parent).is_some_and(|kind| *kind != 'd') {
-                    remove(&mut all, &parent, true);
-                }
-                all.insert(parent, 'd');
-            }
-            if matches!(kind, 'w') {
-                continue;
-            }
-            let path = names.join("/");
-            if matches!(kind, 'f' | 'p') {
-                remove(&mut all, &path, true);
-                all.insert(path, *kind);
+        for (path, kind) in &own {
+            if let Some((_, hidden)) = path.split_once('\0') {
+                remove(&mut all, hidden, *kind == 'w');
             }
         }
+        own.iter().filter(|(path, _)| !path.contains('\0')).for_each(|(path, kind)| put(&mut all, path, *kind));
     }
     all
 }
