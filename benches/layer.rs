@@ -1,5 +1,5 @@
-//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY] [--files]`, the last table alone with `--files`; with
-//! `--profile` it only makes layers, for a profiler. Tables for docs/performance.md.
+//! What a layer costs: `cargo bench --bench layer [-- DIRECTORY] [--files | --writers]`, the last table or the one before
+//! alone; with `--profile` it only makes layers, for a profiler. Tables for docs/performance.md.
 //!
 //! Without a directory, about 500 MB of this machine's /usr are copied to one next to the build. Everything is compared
 //! in one run, taking turns, because a machine's speed changes from minute to minute; `tar` and `zstd` must be installed.
@@ -37,12 +37,16 @@ fn main() {
     let entries = entries(&bytes);
     println!("{} entries, {:.0} MiB of tar, {} processors\n", entries.len(), bytes.len() as f64 / MIB, processors());
 
-    if !std::env::args().any(|argument| ["--files", "--profile"].contains(&&argument[..])) {
+    let only = |option: &str| std::env::args().any(|argument| argument == option);
+    if only("--writers") {
+        return writers(&store, &bytes, &entries);
+    }
+    if !only("--files") && !only("--profile") {
         frame_sizes(&bytes, &entries);
         writers(&store, &bytes, &entries);
     }
     drop(bytes);
-    if std::env::args().any(|argument| argument == "--profile") {
+    if only("--profile") {
         return (0..TURNS).for_each(|_| layer(&store, &tree));
     }
     side_by_side(&store, &tree);
@@ -194,25 +198,26 @@ fn write(store: &Store, bytes: &[u8], entries: &[(usize, u64)], compression: Com
 
 /// The writer alone, fed from memory; the time includes the fsync of the blob.
 fn writers(store: &Store, bytes: &[u8], entries: &[(usize, u64)]) {
-    println!("| compression | workers | s | MiB/s | ratio |\n|---|---|---|---|---|");
+    println!("| compression | workers | s | MiB/s | processor, s | ratio |\n|---|---|---|---|---|---|");
     let kinds = [
         (ZSTD, 1),
         (ZSTD, 2),
+        (Compression::ZstdChunked, 2),
         (ZSTD, 3),
         (Compression::Zstd { level: 3 }, 2),
         (Compression::Gzip, 2),
         (Compression::None, 2),
     ];
     for (compression, workers) in kinds {
-        let mut times = Vec::new();
-        let mut size = 0;
+        let (mut times, mut size, before) = (Vec::new(), 0, processor_time());
         for _ in 0..3 {
             times.push(seconds(|| size = write(store, bytes, entries, compression, workers).descriptor.size));
         }
         let (time, length) = (median(times), bytes.len() as f64);
         println!(
-            "| {compression:?} | {workers} | {time:.2} | {:.0} | {:.3} |",
+            "| {compression:?} | {workers} | {time:.2} | {:.0} | {:.2} | {:.3} |",
             length / MIB / time,
+            (processor_time() - before) / 3.0,
             length / size as f64
         );
     }

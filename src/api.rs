@@ -6,11 +6,20 @@
 mod coming;
 mod container;
 mod error;
+mod event;
+mod facts;
+mod gc;
 mod image;
+mod incoming;
+mod label;
+mod metrics;
+mod namespace;
+mod query;
 mod request;
 mod view;
 mod words;
 
+pub use crate::archive::Archive;
 pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
@@ -19,21 +28,28 @@ pub use crate::view::{Coming as ComingView, Content, Found, Inode, Kind as Inode
 pub use coming::Coming;
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
+pub use event::EventReader;
+pub use gc::{Collect, collect};
 pub use image::{ImageEntry, ImageKey};
+pub use incoming::Incoming;
+pub use label::{LABEL_LIMIT, LABELS_LIMIT};
+pub use query::Match;
 pub use request::Verb;
 pub use view::ViewSettings;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::engine::Engines;
+use crate::filter::Filter;
 use crate::guard::Guard;
 use crate::job::{Background, Job, Jobs};
-use crate::store::Store;
+use crate::store::{Census, Store};
 use crate::sys::clock::Clock;
 use crate::view::Views;
 use words::Words;
@@ -58,6 +74,8 @@ pub struct Parts {
     pub freeze_limit: Option<Duration>,
     /// How the trees of images are shown.
     pub views: ViewSettings,
+    /// `namespace=`: only names below it are seen, and new ones are put there.
+    pub namespace: Option<ImageName>,
 }
 
 /// The product: containers, images and jobs, and the verbs that act on them.
@@ -69,6 +87,21 @@ pub struct Snapfs {
     clock: Clock,
     jobs: Jobs<Error>,
     images: Mutex<HashMap<Digest, Arc<Image>>>,
+    facts: facts::AllFacts,
+    filters: Mutex<HashMap<String, Arc<Filter>>>,
+    query_error: Mutex<String>,
+    events: Arc<event::Events>,
+    counters: Arc<metrics::Counters>,
+    /// What is counted when somebody asks.
+    counting: Background,
+    is_counting: Arc<AtomicBool>,
+    /// Whoever asks for health waits here for what is counted, and not for long.
+    asking: Background,
+    /// One layer at a time is unpacked to be measured.
+    measuring: Background,
+    namespace: Option<ImageName>,
+    /// Archives that somebody has open: their blobs are kept open once.
+    archives: Mutex<HashMap<ImageKey, Weak<Archive>>>,
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
@@ -87,11 +120,17 @@ impl Snapfs {
     /// Put the parts together and start the workers.
     pub fn new(parts: Parts) -> Arc<Snapfs> {
         let (wake, ended) = bounded(1);
-        // A full channel already holds the wake-up that this one would be.
-        let waker = wake.clone();
-        let on_end = Box::new(move |_| {
+        let events = Arc::new(event::Events::new(parts.clock, parts.namespace.clone(), wake.clone()));
+        let counters = Arc::new(metrics::Counters::default());
+        let (waker, told, counted) = (wake.clone(), Arc::clone(&events), Arc::clone(&counters));
+        let on_change = Box::new(move |job: &SnapfsJob| {
+            told.job_changed(job);
+            counted.job_changed(job);
+            // A full channel already holds the wake-up that this one would be.
             let _ = waker.try_send(());
         });
+        let told = Arc::clone(&events);
+        parts.store.watch(move |change| told.store_changed(change));
         let words = Arc::new(Words::default());
         let (clock, said) = (parts.clock, Arc::clone(&words));
         let abandoned = Box::new(move |job: &SnapfsJob, why| request::abandoned(&said, clock, job, why));
@@ -103,8 +142,19 @@ impl Snapfs {
             engines: parts.engines,
             guard: parts.guard,
             clock: parts.clock,
-            jobs: Jobs::new(parts.workers, on_end, abandoned),
+            jobs: Jobs::new(parts.workers, on_change, abandoned),
             images: Mutex::default(),
+            facts: facts::AllFacts::default(),
+            filters: Mutex::default(),
+            query_error: Mutex::default(),
+            events,
+            counters,
+            counting: Background::new("counting", 2),
+            is_counting: Arc::default(),
+            asking: Background::new("health", 2),
+            measuring: Background::new("measuring", 1),
+            namespace: parts.namespace,
+            archives: Mutex::default(),
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,
@@ -154,7 +204,30 @@ impl Snapfs {
         let _ = self.collect.try_send(());
     }
 
-    /// The state of the daemon, one `key value` a line.
+    /// The store's census, unless the disk takes longer than a second.
+    fn census_soon(&self) -> Option<Result<Arc<Census>, Error>> {
+        if let Some(census) = self.store.census_in_memory() {
+            return Some(Ok(census));
+        }
+        let (counted, census) = bounded(1);
+        if self.is_counting.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (store, is_counting) = (self.store.clone(), Arc::clone(&self.is_counting));
+        let count = move || {
+            let census = store.census().map_err(Error::from);
+            is_counting.store(false, Ordering::Release);
+            // Nobody may wait for it any more.
+            let _ = counted.send(census);
+        };
+        if self.counting.run(count).is_err() {
+            self.is_counting.store(false, Ordering::Release);
+        }
+        census.recv_timeout(COUNTED_WITHIN).ok()
+    }
+
+    /// The state of the daemon, one `key value` a line. Looks at every blob if the store has changed since the last time,
+    /// but waits for that no longer than a second: a disk that hangs is when somebody asks.
     pub fn health(&self) -> String {
         let mut lines = vec![format!("pid {}", std::process::id())];
         lines.extend(self.engines.health());
@@ -163,6 +236,16 @@ impl Snapfs {
             Some(reason) => lines.push(format!("store read-only: {reason}")),
         }
         lines.push(format!("store_images {}", self.store.names().len()));
+        match self.census_soon() {
+            Some(Ok(census)) => lines.extend([
+                format!("store_blobs {}", census.blobs),
+                format!("store_bytes {}", census.bytes),
+                format!("store_shared_bytes {}", census.shared),
+                format!("store_garbage_bytes {}", census.garbage_bytes),
+            ]),
+            Some(Err(error)) => lines.push(format!("store_uncounted {error}")),
+            None => lines.push("store_uncounted the blobs are still being counted".to_owned()),
+        }
         lines.extend(self.store.faults().iter().map(|fault| format!("store_fault {fault}")));
         let (queued, running) = self.jobs.load();
         lines.push(format!("jobs_queued {queued}"));
@@ -173,6 +256,9 @@ impl Snapfs {
 
 /// How many containers are scanned at once for those who read `changes`: each takes memory for all that a container changed.
 const SCANS: usize = 4;
+
+/// How long `health` waits for the store to be counted.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often garbage is collected although nobody removed a name: what failed jobs left is collected too.
 const COLLECT_EVERY: Duration = Duration::from_secs(3600);

@@ -15,14 +15,19 @@ mod layout;
 mod rehearsal;
 mod seal;
 mod source;
+mod spec;
+mod stop;
+mod torn;
+mod volumes;
 
 pub use base::import as import_base;
 pub use error::Error;
 pub use hold::Held;
+pub use volumes::{Volume, Volumes, declared as declared_volumes, included as included_volumes};
 
 use std::time::Duration;
 
-use crate::changeset::{self, Changes, Snapshot, escape, tar};
+use crate::changeset::{self, Changes, Location, Snapshot, escape, tar};
 use crate::engine::{Container, Engine};
 use crate::guard::Guard;
 use crate::image::{Compression, LayerWriter};
@@ -57,6 +62,8 @@ pub enum Pause {
     Full,
     /// Not at all: files that change meanwhile are named in the image's annotations.
     None,
+    /// Stopped by its engine before, and started again afterwards.
+    Stop,
 }
 
 impl Pause {
@@ -66,17 +73,20 @@ impl Pause {
             Pause::Seal => "seal",
             Pause::Full => "full",
             Pause::None => "none",
+            Pause::Stop => "stop",
         }
     }
 }
 
 /// What to capture, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Request {
+pub struct Request<'a> {
     /// How the container is held still.
     pub pause: Pause,
     /// How the layer is stored.
     pub compression: Compression,
+    /// What is captured with it, at the same moment.
+    pub volumes: &'a [Volume],
 }
 
 /// Captures what `container` changed.
@@ -84,12 +94,16 @@ pub fn capture(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
+    if request.pause == Pause::Stop {
+        return stop::capture_stopped(context, lease, container, request, progress)
+            .map_err(|error| error.about(&container.name));
+    }
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| request.pause == Pause::Seal);
     let taken = match &freezing {
-        Some(freezing) => seal::seal(context, lease, container, request.compression, freezing, progress),
+        Some(freezing) => seal::seal(context, lease, container, request, freezing, progress),
         None => capture_held(context, lease, container, request, progress),
     };
     taken.map_err(|error| error.about(&container.name))
@@ -113,20 +127,26 @@ pub struct Captured {
     /// None if nothing has changed since the base image.
     pub layer: Option<LayerWriter>,
     /// Files whose content is not that of one moment.
-    pub torn: usize,
+    pub torn: Vec<Vec<u8>>,
     /// Sockets, which no layer can hold.
     pub skipped_sockets: u64,
     /// How often files were read before the freeze, and what was read in it: for `pause=seal`.
     pub sealed: Option<(usize, u64)>,
+    /// The volumes, each with what it holds; their layers belong on top of this one, in this order.
+    pub volumes: Vec<(Volume, LayerWriter)>,
 }
 
 impl Captured {
     fn nothing(changes: &Changes) -> Captured {
-        Captured { layer: None, torn: 0, skipped_sockets: changes.sockets, sealed: None }
+        Captured { layer: None, torn: Vec::new(), skipped_sockets: changes.sockets, sealed: None, volumes: Vec::new() }
     }
 
     fn new(changes: &Changes, written: tar::Written, layer: LayerWriter, progress: &Progress) -> Captured {
-        for path in written.torn.iter().chain(&changes.vanished) {
+        let mut torn = written.torn;
+        torn.extend_from_slice(&changes.vanished);
+        torn.sort_unstable();
+        torn.dedup();
+        for path in &torn {
             progress.log(format!("changed while it was read: /{}", escape(path)));
         }
         for path in &changes.mounts {
@@ -135,8 +155,21 @@ impl Captured {
         if changes.dropped_xattrs > 0 {
             progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));
         }
-        let torn = written.torn.len() + changes.vanished.len();
-        Captured { layer: Some(layer), torn, skipped_sockets: written.skipped_sockets, sealed: None }
+        Captured {
+            layer: Some(layer),
+            torn,
+            skipped_sockets: written.skipped_sockets,
+            sealed: None,
+            volumes: Vec::new(),
+        }
+    }
+
+    /// What was read of a volume is part of this, as a layer of its own.
+    fn add(&mut self, volume: &Volume, location: &Location, of_volume: Captured) {
+        self.torn.extend(of_volume.torn.iter().map(|path| location.place(path)));
+        self.torn.sort_unstable();
+        self.skipped_sockets += of_volume.skipped_sockets;
+        self.volumes.extend(of_volume.layer.map(|layer| (volume.clone(), layer)));
     }
 
     fn sealed(self, rounds: usize, bytes: u64) -> Captured {
@@ -149,7 +182,7 @@ fn capture_held(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: Request,
+    request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
     let hold = Hold::take(context, container, request.pause)?;
@@ -163,30 +196,63 @@ fn read_held(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    request: Request,
+    request: Request<'_>,
     hold: &Hold,
     progress: &Progress,
 ) -> Result<Captured, Error> {
     let source = source::of(container);
     let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
     let changes = snapshot.changes(progress)?;
-    if changes.entries.is_empty() {
-        settle(&mut snapshot, &changes, container, hold, progress)?;
-        return Ok(Captured::nothing(&changes));
+    let in_use = InUse::of(&hold.processes()?)?;
+    let reading = Reading { context, lease, request, in_use: &in_use, is_still: hold.is_still(), progress };
+    let mut captured = if changes.entries.is_empty() {
+        Captured::nothing(&changes)
+    } else {
+        reading.read(&mut snapshot, &changes, None)?
+    };
+    let mut before: Vec<(Location, Snapshot)> = Vec::new();
+    for volume in request.volumes {
+        let location = volume.locate(&snapshot, before.iter().map(|(location, snapshot)| (location, snapshot)))?;
+        let (read, inner) = reading.volume(volume, &location).map_err(|error| error.of_volume(volume))?;
+        captured.add(volume, &location, read);
+        before.push((location, inner));
     }
-    let vanished = if hold.is_still() { tar::Vanished::Fail } else { tar::Vanished::Skip };
-    let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
-    // In the same place as if the container were sealed: the same files give the same bytes.
-    let (in_use, mut names) = (InUse::of(&hold.processes()?)?, Names::default());
-    if !in_use.untraceable.is_empty() {
-        names.learn(&mut snapshot, &changes);
-    }
-    let layer = LayerWriter::new(lease.blob()?, request.compression)?;
-    let mut writer = tar::Writer::new(layer, &changes, progress, tar::Options { vanished, latest_mtime });
-    layout::write(&changes, &mut writer, |entry| names.are_in(&in_use.untraceable, entry))?;
-    let (written, layer) = writer.into_out()?;
     settle(&mut snapshot, &changes, container, hold, progress)?;
-    Ok(Captured::new(&changes, written, layer, progress))
+    Ok(captured)
+}
+
+/// What it takes to read files while their container is held.
+struct Reading<'a> {
+    context: &'a Context<'a>,
+    lease: &'a Lease,
+    request: Request<'a>,
+    in_use: &'a InUse,
+    is_still: bool,
+    progress: &'a Progress,
+}
+
+impl Reading<'_> {
+    fn read(&self, snapshot: &mut Snapshot, changes: &Changes, location: Option<&Location>) -> Result<Captured, Error> {
+        let vanished = if self.is_still { tar::Vanished::Fail } else { tar::Vanished::Skip };
+        let latest_mtime = self.context.clock.source_date_epoch().map(|at| at.as_second());
+        // In the same place as if the container were sealed: the same files give the same bytes.
+        let mut names = Names::default();
+        if !self.in_use.untraceable.is_empty() {
+            names.learn(snapshot, changes);
+        }
+        let layer = LayerWriter::new(self.lease.blob()?, self.request.compression)?;
+        let mut writer = tar::Writer::new(layer, changes, self.progress, tar::Options { vanished, latest_mtime });
+        layout::put_at(location, &mut writer)?;
+        layout::write(changes, &mut writer, location, |entry| names.are_in(&self.in_use.untraceable, entry))?;
+        let (written, layer) = writer.into_out()?;
+        Ok(Captured::new(changes, written, layer, self.progress))
+    }
+
+    fn volume(&self, volume: &Volume, location: &Location) -> Result<(Captured, Snapshot), Error> {
+        let mut snapshot = Snapshot::take(&volume.source(), &[], self.progress)?;
+        let changes = snapshot.changes(self.progress)?;
+        Ok((self.read(&mut snapshot, &changes, Some(location))?, snapshot))
+    }
 }
 
 /// Nobody can be kept from starting or removing a container without processes: that is noticed afterwards, not least that

@@ -29,8 +29,10 @@ pub enum Command {
     /// Mount the tree on DIR and serve it
     #[command(after_help = mount_options())]
     Mount(MountArgs),
-    /// Remove what no image in the store needs
-    Gc(StoreArgs),
+    /// Remove names that the store's retention policy lets go, then what no image needs
+    Gc(GcArgs),
+    /// List the jobs of a daemon, or follow them until they end
+    Jobs(JobsArgs),
     /// Check every image in the store against its digests
     Fsck(StoreArgs),
     /// Thaw containers that a daemon left frozen
@@ -79,7 +81,32 @@ impl From<Sloppy> for Unknown {
     }
 }
 
-/// `snapfs gc` and `snapfs fsck`
+/// `snapfs gc`
+#[derive(Debug, Args, PartialEq, Eq)]
+pub struct GcArgs {
+    /// Where it is done.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Say what would be removed, and why, and remove nothing
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
+/// `snapfs jobs`
+#[derive(Debug, Args, PartialEq, Eq)]
+pub struct JobsArgs {
+    /// Where the tree is mounted; not needed if that is in one place only
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Go on until the jobs have ended: with a bar on a terminal, else a line for each step
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only these jobs; "last" is the newest
+    #[arg(value_name = "JOB")]
+    pub jobs: Vec<String>,
+}
+
+/// `snapfs fsck`
 #[derive(Debug, Args, PartialEq, Eq)]
 pub struct StoreArgs {
     /// The store
@@ -224,7 +251,12 @@ mod tests {
 
     #[test]
     fn the_other_commands() {
-        assert_eq!(cli("snapfs gc").unwrap(), Command::Gc(StoreArgs { store: "/var/lib/snapfs".into() }));
+        assert_eq!(
+            cli("snapfs gc -n").unwrap(),
+            Command::Gc(GcArgs { store: StoreArgs { store: "/var/lib/snapfs".into() }, dry_run: true })
+        );
+        let jobs = JobsArgs { dir: Some("/snap".into()), follow: true, jobs: vec!["7".into()] };
+        assert_eq!(cli("snapfs jobs --dir /snap -f 7").unwrap(), Command::Jobs(jobs));
         assert_eq!(cli("snapfs fsck --store /s").unwrap(), Command::Fsck(StoreArgs { store: "/s".into() }));
         assert_eq!(cli("snapfs thaw").unwrap(), Command::Thaw);
         assert_eq!(cli("snapfs version").unwrap(), Command::Version);

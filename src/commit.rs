@@ -9,9 +9,11 @@ pub use options::{Options, TABLE as OPTIONS};
 
 use std::collections::BTreeMap;
 
-use crate::capture::{Captured, Context, Error, Held, Request, capture, import_base};
+use crate::capture::{
+    Captured, Context, Error, Held, Request, Volumes, capture, declared_volumes, import_base, included_volumes,
+};
 use crate::engine::Container;
-use crate::image::{Draft, History, LayerWriter, Parent};
+use crate::image::{Draft, History, Parent};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::store::{Record, Replace};
@@ -31,10 +33,19 @@ pub fn commit(
     // From here on new blobs survive a collection.
     let lease = store.lease()?;
     progress.enter("base");
-    let parent = import_base(context, &lease, container, options.compression, progress)?;
+    let mut parent = import_base(context, &lease, container, options.compression, progress)?;
+    let declared = match options.volumes {
+        Volumes::Declare => declared_volumes(container)?,
+        Volumes::Skip | Volumes::Include => Vec::new(),
+    };
+    parent.change(&options.changes, &declared)?;
 
-    let request = Request { pause: options.pause, compression: options.compression };
-    let (captured, held) = capture(context, &lease, container, request, progress)?;
+    let volumes = match options.volumes {
+        Volumes::Include => included_volumes(context, container, progress)?,
+        Volumes::Skip | Volumes::Declare => Vec::new(),
+    };
+    let request = Request { pause: options.pause, compression: options.compression, volumes: &volumes };
+    let (mut captured, held) = capture(context, &lease, container, request, progress)?;
 
     progress.enter("finishing");
     let mut annotations = annotations(container, &parent, options, &held, &captured);
@@ -47,14 +58,20 @@ pub fn commit(
             annotations.insert(annotation::FROZEN_BYTES.to_owned(), bytes.to_string());
         }
     }
-    let layer = captured.layer.map(LayerWriter::finish).transpose()?;
-    let history = History {
+    let history = |of: &str| History {
         created: clock.now(),
-        created_by: format!("snapfs commit of {} ({})", container.name, container.engine),
+        created_by: format!("snapfs commit of {} ({}){of}", container.name, container.engine),
         author: options.author.clone(),
         comment: options.message.clone(),
     };
-    let draft = Draft { parent: &parent, layer: layer.as_ref(), history, annotations };
+    let (mut layer, mut entry) =
+        (captured.layer.take().map(|layer| layer.finish_for(progress)).transpose()?, history(""));
+    for (volume, writer) in std::mem::take(&mut captured.volumes) {
+        parent = parent.with(layer, entry)?;
+        (layer, entry) =
+            (Some(writer.finish_for(progress)?), history(&format!(": volume {}", volume.destination.display())));
+    }
+    let draft = Draft { parent: &parent, layer: layer.as_ref(), history: entry, annotations };
     let manifest = draft.write(&lease)?;
 
     progress.check()?;
@@ -83,9 +100,16 @@ fn annotations(
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
     let counts =
-        [(annotation::TORN_FILES, captured.torn as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
+        [(annotation::TORN_FILES, captured.torn.len() as u64), (annotation::SKIPPED_SOCKETS, captured.skipped_sockets)];
     for (key, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
         set(key, count.to_string());
+    }
+    if !captured.volumes.is_empty() {
+        let paths: Vec<_> = captured.volumes.iter().map(|(volume, _)| volume.destination.to_string_lossy()).collect();
+        set(annotation::VOLUMES, paths.join("\n"));
+    }
+    if !captured.torn.is_empty() {
+        set(annotation::TORN, captured.torn_text());
     }
     let words = [
         (annotation::BASE_NAME, &parent.name),

@@ -3,11 +3,13 @@
 use std::num::NonZero;
 use std::path::PathBuf;
 
+use crate::oci::{ImageName, InvalidName};
+
 /// Where snapfs keeps its images unless told otherwise.
 pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
-pub const OPTIONS: [(&str, &str, &str); 11] = [
+pub const OPTIONS: [(&str, &str, &str); 12] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
     ("gid", "GROUP", "the group, by name or number, that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
@@ -26,6 +28,7 @@ pub const OPTIONS: [(&str, &str, &str); 11] = [
         "how much of the store's disk unpacked parts of images may take, such as 500M or 20G (default 4G)",
     ),
     ("symlinks", "raw|in-root", "show links in images as they are (default), or so that none leads out of its image"),
+    ("namespace", "NAME", "show only images whose names are below NAME/, and put new ones there"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];
 
@@ -102,6 +105,8 @@ pub struct Options {
     pub symlinks_in_root: bool,
     /// The environment's `SOURCE_DATE_EPOCH`, in seconds; not an option, and set by whoever read the environment.
     pub source_date_epoch: Option<i64>,
+    /// `namespace=`
+    pub namespace: Option<ImageName>,
     /// `log=`
     pub log: Option<PathBuf>,
     /// `ro`: nothing can be written, control files included.
@@ -126,6 +131,7 @@ impl Default for Options {
             cache: None,
             symlinks_in_root: false,
             source_date_epoch: None,
+            namespace: None,
             log: None,
             read_only: false,
             no_exec: false,
@@ -193,6 +199,14 @@ pub enum Error {
         value: String,
         /// What it takes.
         words: &'static str,
+    },
+    /// Not the beginning of image names.
+    #[error("mount option \"namespace={value}\" cannot begin image names: {reason}")]
+    Namespace {
+        /// The value.
+        value: String,
+        /// Why not.
+        reason: &'static str,
     },
     /// mount(8) has a `group` of its own and passes it to nobody: it must not seem to work where mount(8) has no hand in it.
     #[error("mount option \"group={group}\" does not pass through mount(8); use gid={group}")]
@@ -269,6 +283,14 @@ impl Options {
             "crun-root" => self.crun_roots.push(path()?),
             "podman-root" => self.podman_root = Some(path()?),
             "podman-runroot" => self.podman_runroot = Some(path()?),
+            "namespace" => {
+                let invalid = |error: InvalidName| Error::Namespace { value: value.to_owned(), reason: error.reason };
+                let name: ImageName = value.parse().map_err(invalid)?;
+                if name.tag().is_some() {
+                    return Err(Error::Namespace { value: value.to_owned(), reason: "a namespace has no tag" });
+                }
+                self.namespace = Some(name);
+            }
             "log" => self.log = Some(path()?),
             "freeze-limit" => {
                 let seconds = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;

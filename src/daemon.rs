@@ -3,6 +3,8 @@
 //! The order of starting is the order of what must not fail later: options, directory (a live mount is refused before
 //! anything else is touched), the parts, the mount, the word to whoever waits. Signals end it the other way round.
 
+mod collect;
+mod jobs;
 mod log_sink;
 mod parts;
 
@@ -58,6 +60,9 @@ pub enum Error {
     /// `SOURCE_DATE_EPOCH`
     #[error("SOURCE_DATE_EPOCH={0} is no time; give seconds since 1970, or unset it")]
     Epoch(String),
+    /// What was asked of the daemon that has the store, or of its tree.
+    #[error("{0}")]
+    Asked(String),
     /// The log.
     #[error("cannot log to {}: {source}; choose another file with log=", path.display())]
     Log {
@@ -102,6 +107,7 @@ impl Error {
             | Error::NoGroup(_)
             | Error::NotRoot
             | Error::Epoch(_)
+            | Error::Asked(_)
             | Error::Log { .. }
             | Error::Start(_)
             | Error::Background(_)
@@ -121,7 +127,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Gc(args) => collect(&args.store),
+        Command::Gc(args) => collect::run(&args),
+        Command::Jobs(args) => jobs::run(&args),
         Command::Fsck(args) => check(&args.store),
         Command::Thaw => {
             log_sink::to_stderr(0, cli::logs_to_journal());
@@ -130,12 +137,11 @@ pub fn run(cli: Cli) -> Result<ExitCode, Error> {
     }
 }
 
-/// `snapfs gc`: a daemon collects by itself, so this is for a store without one.
-#[allow(clippy::print_stdout, reason = "it is what the command is for")]
-fn collect(place: &Path) -> Result<ExitCode, Error> {
-    let collected = Store::gc_dir(place)?;
-    println!("removed {} blobs, {} bytes", collected.blobs, collected.bytes);
-    Ok(ExitCode::SUCCESS)
+/// Where snapfs is mounted, each once.
+fn mounted() -> Result<Vec<PathBuf>, Error> {
+    let mounts = crate::sys::mount::mounts().map_err(Error::Start)?;
+    let ours = mounts.into_iter().filter(|mount| mount.fs_type == "fuse.snapfs").map(|mount| mount.point);
+    Ok(ours.collect::<std::collections::BTreeSet<PathBuf>>().into_iter().collect())
 }
 
 /// `snapfs fsck`: reads only, and may run beside a daemon. Exit code 1 if anything is wrong.

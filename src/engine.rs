@@ -20,6 +20,7 @@ pub mod name;
 pub mod podman;
 mod runc;
 mod runtime;
+mod stop;
 mod storage;
 mod tar_split;
 
@@ -53,6 +54,20 @@ pub trait Engine: Send + Sync + Debug {
     /// Whether all of the container's files are there: an engine may remove them before its record of the container.
     fn is_whole(&self, _container: &Container) -> Result<bool, Error> {
         Ok(true)
+    }
+
+    /// Stops a container that runs, as the engine's own `stop` does, and waits for that as long as `wanted` says so.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with the words of the engine's program, [`Error::StillRuns`].
+    fn stop(&self, container: &Container, wanted: &dyn Fn() -> bool) -> Result<(), Error>;
+
+    /// Starts a container that was stopped; `false` if the engine cannot start one again.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with the words of the engine's program.
+    fn start(&self, _container: &Container) -> Result<bool, Error> {
+        Ok(false)
     }
 
     /// The container's labels. An engine that must be asked for them is asked in the background: [`Error::NotYet`] if it has

@@ -12,6 +12,7 @@
 
 mod convert;
 mod errno;
+mod later;
 mod session;
 mod stored;
 mod view;
@@ -33,6 +34,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::sys::abi;
 use crate::sys::process::is_told_to_end;
 use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree, is_in_view};
 
@@ -49,7 +51,7 @@ pub(crate) struct Fuse {
     tree: Arc<Tree>,
     waiters: waiters::Waiters,
     stored: Arc<stored::Stored>,
-    writers: writers::Writers,
+    writers: Arc<writers::Writers>,
 }
 
 impl fmt::Debug for Fuse {
@@ -61,7 +63,7 @@ impl fmt::Debug for Fuse {
 impl Fuse {
     fn new(tree: Arc<Tree>) -> io::Result<Fuse> {
         let waiters = waiters::Waiters::start(tree.completions())?;
-        Ok(Fuse { tree, waiters, stored: Arc::default(), writers: writers::Writers::default() })
+        Ok(Fuse { tree, waiters, stored: Arc::default(), writers: Arc::default() })
     }
 
     /// One call into the tree, whose failures and panics become an errno.
@@ -105,26 +107,6 @@ impl Fuse {
             tree.forget(node, count);
             Ok(())
         });
-    }
-
-    /// The answer to a change of names, which waits for the disk. Who is told to end meanwhile is let go; the change goes on.
-    fn answer_later(
-        &self,
-        operation: &'static str,
-        ino: INodeNo,
-        request: &Request,
-        result: Result<Reply<()>, Errno>,
-        reply: ReplyEmpty,
-    ) {
-        match result {
-            Ok(Reply::Now(())) => reply.ok(),
-            Ok(Reply::Later(mut ticket)) => self.waiters.park(
-                request.pid(),
-                move || Some(ticket.poll()?.map_err(|error| failed(operation, ino, &error))),
-                move |result| answer(reply, result),
-            ),
-            Err(errno) => reply.error(errno),
-        }
     }
 
     fn refuse(&self, parent: INodeNo, what: &'static str) -> Errno {
@@ -198,7 +180,7 @@ impl fuser::Filesystem for Fuse {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -221,10 +203,16 @@ impl fuser::Filesystem for Fuse {
             times: atime.is_some() || mtime.is_some(),
         };
         let node = self.writers.resolve(ino.0);
-        match self.call("setattr", ino, |tree| tree.set_attr(node, change)) {
+        let resized = self.call("setattr", ino, |tree| match size {
+            Some(size) => tree.resize(node, size, &convert::caller(request)),
+            None => Ok(Reply::Now(())),
+        });
+        let tree = Arc::clone(&self.tree);
+        let set = move || tree.set_attr(node, change).map_err(|error| failed("setattr", ino, &error));
+        self.later("setattr", ino, request, resized, move |resized| match resized.and_then(|()| set()) {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&Attr { ino: ino.0, ..attr })),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -316,8 +304,16 @@ impl fuser::Filesystem for Fuse {
                 if access.write {
                     self.writers.opened(ino.0, fh, caller.tid);
                 }
+                if convert::empties(flags) {
+                    self.tree.opened_empty(fh);
+                }
                 reply.opened(FileHandle(fh), convert::VOLATILE_FLAGS);
             }
+            Ok(Opened::Import { fh }) => {
+                self.writers.opened(ino.0, fh, caller.tid);
+                reply.opened(FileHandle(fh), convert::IMPORT_FLAGS);
+            }
+            Ok(Opened::Archive { fh, archive }) => self.stored.open_archive(fh, archive, reply),
             Ok(Opened::Stored { fh, file }) => self.stored.open(node, fh, file, reply),
             Ok(Opened::Content { fh, .. }) => reply.opened(FileHandle(fh), convert::CONTENT_FLAGS),
             Err(errno) => reply.error(errno),
@@ -335,8 +331,8 @@ impl fuser::Filesystem for Fuse {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if let Some(file) = self.stored.file(fh.0) {
-            return stored::read(&file, offset, size, reply);
+        if let Some(bytes) = self.stored.bytes(fh.0) {
+            return stored::read(&bytes, offset, size, reply);
         }
         match self.call("read", ino, |tree| tree.read(fh.0, offset, size)) {
             Ok(Reply::Now(bytes)) => reply.data(&bytes),
@@ -365,6 +361,7 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let nonblock = convert::access(flags).nonblock;
+        let offset = if convert::appends(flags) { tree::AT_END } else { offset };
         let written =
             self.call("write", ino, |tree| tree.write(fh.0, offset, data, nonblock, &convert::caller(request)));
         match written {
@@ -390,8 +387,17 @@ impl fuser::Filesystem for Fuse {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok(); // a shell flushes before its first write and nobody reads the result: errors come from write alone
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Only of archives: a shell flushes a control file before its first write, and its errors come from write alone.
+        match self.call("flush", ino, |tree| tree.flush(fh.0)) {
+            Ok(Reply::Now(())) => reply.ok(),
+            Ok(Reply::Later(mut ticket)) => self.waiters.park(
+                request.pid(),
+                move || Some(ticket.poll()?.map_err(|error| failed("flush", ino, &error))),
+                move |result| answer(reply, result),
+            ),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -428,7 +434,7 @@ impl fuser::Filesystem for Fuse {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        if self.stored.file(fh.0).is_some() {
+        if self.stored.bytes(fh.0).is_some() {
             return reply.poll(events & (PollEvents::POLLIN | PollEvents::POLLRDNORM));
         }
         match self.call("poll", ino, |tree| tree.poll(fh.0)) {
@@ -454,7 +460,8 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer(reply, self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request))));
+        let removed = self.call("unlink", parent, |tree| tree.unlink(parent.0, name, &convert::caller(request)));
+        self.answer_later("unlink", parent, request, removed, reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -482,8 +489,27 @@ impl fuser::Filesystem for Fuse {
         self.answer_later("rename", parent, request, renamed, reply);
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        reply.error(self.refuse(parent, "create"));
+    fn create(&self, request: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        let (flags, caller) = (OpenFlags(flags), convert::caller(request));
+        let (access, exclusive) = (convert::access(flags), flags.0 & abi::O_EXCL != 0);
+        let made = self.call("create", parent, |tree| tree.create(parent.0, name, exclusive, &caller));
+        let (tree, writers, name) = (Arc::clone(&self.tree), Arc::clone(&self.writers), name.to_owned());
+        let open = move || {
+            let found = tree.lookup(parent.0, &name).and_then(|attr| Ok((tree.open(attr.ino, access, &caller)?, attr)));
+            found.map_err(|error| failed("create", parent, &error))
+        };
+        self.later("create", parent, request, made, move |made| match made.and_then(|()| open()) {
+            Ok((opened, mut attr)) => {
+                let fh = opened.fh();
+                attr.ino = writers.look_up(attr.ino, caller.tid);
+                if access.write {
+                    writers.opened(attr.ino, fh, caller.tid);
+                }
+                let (ttl, fh) = (convert::ttl(attr.lifetime), FileHandle(fh));
+                reply.created(&ttl, &convert::attr(&attr), GENERATION, fh, convert::VOLATILE_FLAGS);
+            }
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

@@ -1,6 +1,9 @@
 //! An image in the store: to build ([`LayerWriter`], [`Draft`]) and to read ([`Image`]).
 
 mod build;
+mod change;
+mod chunked;
+mod decode;
 mod frame;
 mod layer;
 mod output;
@@ -8,10 +11,16 @@ mod pipeline;
 mod read;
 mod retract;
 mod seek_table;
+mod tar_entries;
+mod unpacked;
 
 pub use build::{Draft, History, Parent};
+pub use change::{Change, InvalidChange, Verb as ChangeVerb};
+pub use chunked::{TAIL, seek_table_end};
+pub use decode::Encoding;
 pub use layer::{Compression, Layer, LayerWriter};
 pub use read::{Image, LayerView};
+pub use unpacked::unpacked_size;
 
 use crate::oci::Digest;
 use crate::store;
@@ -49,6 +58,9 @@ pub enum Error {
     /// The image config of the container's base image cannot be built upon.
     #[error("the base image's config cannot be built upon: {0}")]
     BaseConfig(String),
+    /// A change of the image's configuration that makes no sense for this image.
+    #[error("change= cannot be applied to this image: {0}")]
+    Change(#[from] InvalidChange),
     /// JSON could not be made, which only a defect can cause.
     #[error("cannot encode a document: {0}")]
     Encode(#[from] serde_json::Error),

@@ -13,6 +13,7 @@ pub use state::State;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -117,13 +118,13 @@ impl<E> Job<E> {
 }
 
 type Work<E> = Box<dyn FnOnce(&Progress) -> Finish<E> + Send>;
-type Wake = Box<dyn Fn(JobId) + Send + Sync>;
+type Told<E> = Box<dyn Fn(&Job<E>) + Send + Sync>;
 type Explain<E> = Box<dyn Fn(&Job<E>, Abandoned) -> E + Send + Sync>;
 
 struct Shared<E> {
     queue: Queue<(Arc<Job<E>>, Work<E>)>,
     jobs: Mutex<BTreeMap<JobId, Arc<Job<E>>>>,
-    on_end: Wake,
+    on_change: Told<E>,
     explain: Explain<E>,
 }
 
@@ -140,10 +141,11 @@ impl<E: Send + Sync + 'static> fmt::Debug for Jobs<E> {
 }
 
 impl<E: Send + Sync + 'static> Jobs<E> {
-    /// `workers` jobs at once. `on_end` is told of each job that ended, on the thread that ended it. `explain` makes the
+    /// `workers` jobs at once. `on_change` is told of each job that was admitted, begun or ended, on the
+    /// thread that did so. `explain` makes the
     /// error of a job that ended without its work saying how, before anybody can see that it has ended.
-    pub fn new(workers: usize, on_end: Wake, explain: Explain<E>) -> Jobs<E> {
-        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_end, explain });
+    pub fn new(workers: usize, on_change: Told<E>, explain: Explain<E>) -> Jobs<E> {
+        let shared = Arc::new(Shared { queue: Queue::new(), jobs: Mutex::new(BTreeMap::new()), on_change, explain });
         let workers = (0..workers.max(1))
             .map(|n| {
                 let shared = Arc::clone(&shared);
@@ -152,6 +154,50 @@ impl<E: Send + Sync + 'static> Jobs<E> {
             .filter_map(Result::ok)
             .collect();
         Jobs { shared, workers: Mutex::new(workers) }
+    }
+
+    /// Admit a job that runs at once on a thread of its own: one that waits for its user, and must not keep a worker
+    /// from the others meanwhile. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
+    ///
+    /// Errors: no thread.
+    pub fn start_apart(
+        &self,
+        brief: Brief,
+        now: Timestamp,
+        work: impl FnOnce(&Progress) -> Finish<E> + Send + 'static,
+    ) -> io::Result<Arc<Job<E>>> {
+        let job = self.admit(brief, now);
+        // Admitted before it is asked whether all end, so that a job which is let through is one of those cancelled.
+        if self.shared.queue.is_closed() {
+            self.shared.abandon(&job, Abandoned::Stopping);
+            return Ok(job);
+        }
+        let (shared, running) = (Arc::clone(&self.shared), Arc::clone(&job));
+        let run = move || carry_out(&shared, &running, Box::new(work));
+        match thread::Builder::new().name(format!("job-{}", job.id)).spawn(run) {
+            Ok(thread) => {
+                let mut workers = self.workers.lock();
+                workers.retain(|worker| !worker.is_finished());
+                workers.push(thread);
+                Ok(job)
+            }
+            Err(error) => {
+                self.shared.jobs.lock().remove(&job.id);
+                Err(error)
+            }
+        }
+    }
+
+    fn admit(&self, brief: Brief, now: Timestamp) -> Arc<Job<E>> {
+        let mut jobs = self.shared.jobs.lock();
+        let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
+        let status = Mutex::new(Status { state: State::Queued, outcome: None });
+        let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
+        jobs.insert(id, Arc::clone(&job));
+        forget_old(&mut jobs);
+        drop(jobs);
+        (self.shared.on_change)(&job);
+        job
     }
 
     /// Admit a job. After [`cancel_all`](Self::cancel_all) it has ended when this returns.
@@ -164,16 +210,11 @@ impl<E: Send + Sync + 'static> Jobs<E> {
         now: Timestamp,
         work: impl FnOnce(&Progress) -> Finish<E> + Send + 'static,
     ) -> Result<Arc<Job<E>>, Full> {
-        let mut jobs = self.shared.jobs.lock();
+        // Two that come at once may make it one more than that.
         if self.shared.queue.len() >= MOST_WAITING {
             return Err(Full);
         }
-        let id = JobId(jobs.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        let status = Mutex::new(Status { state: State::Queued, outcome: None });
-        let job = Arc::new(Job { id, brief, admitted: now, progress: Progress::new(), status });
-        jobs.insert(id, Arc::clone(&job));
-        forget_old(&mut jobs);
-        drop(jobs);
+        let job = self.admit(brief, now);
         let subject = job.brief.subject.clone();
         if self.shared.queue.push(subject, (Arc::clone(&job), Box::new(work))).is_err() {
             self.shared.abandon(&job, Abandoned::Stopping);
@@ -241,12 +282,23 @@ fn forget_old<E>(jobs: &mut BTreeMap<JobId, Arc<Job<E>>>) {
 fn work<E: Send + Sync>(shared: &Shared<E>) {
     while let Some((subject, (job, work))) = shared.queue.next() {
         job.enter(State::Running, None);
+        (shared.on_change)(&job);
         let finish = catch_unwind(AssertUnwindSafe(|| work(&job.progress)));
         shared.queue.finished(&subject);
-        match finish {
-            Ok(finish) => shared.end(&job, finish),
-            Err(_) => shared.abandon(&job, Abandoned::Panicked),
-        }
+        conclude(shared, &job, finish);
+    }
+}
+
+/// A job without a queue.
+fn carry_out<E: Send + Sync>(shared: &Shared<E>, job: &Job<E>, work: Work<E>) {
+    job.enter(State::Running, None);
+    conclude(shared, job, catch_unwind(AssertUnwindSafe(|| work(&job.progress))));
+}
+
+fn conclude<E: Send + Sync>(shared: &Shared<E>, job: &Job<E>, finish: thread::Result<Finish<E>>) {
+    match finish {
+        Ok(finish) => shared.end(job, finish),
+        Err(_) => shared.abandon(job, Abandoned::Panicked),
     }
 }
 
@@ -257,12 +309,13 @@ impl<E> Shared<E> {
     }
 
     fn end(&self, job: &Job<E>, finish: Finish<E>) {
+        job.progress.stop();
         match finish {
             Finish::Done(text) => job.enter(State::Done, Some(Ok(text))),
             Finish::Failed(error) => job.enter(State::Failed, Some(Err(Arc::new(error)))),
             Finish::Cancelled(error) => job.enter(State::Cancelled, Some(Err(Arc::new(error)))),
         }
-        (self.on_end)(job.id);
+        (self.on_change)(job);
     }
 }
 

@@ -5,9 +5,11 @@
 //! store alone. Imports point down and never to a peer; `docs/architecture.md` holds the table and
 //! `tests/integration/layering.rs` holds the code against it.
 
+pub mod filter;
 pub mod line;
 pub mod oci;
 pub mod progress;
+pub mod retention;
 
 pub mod sys;
 
@@ -16,6 +18,7 @@ pub mod guard;
 pub mod job;
 pub mod store;
 
+pub mod archive;
 pub mod changeset;
 pub mod image;
 pub mod view;

@@ -38,6 +38,14 @@ pub enum Error {
         /// What may be given.
         expected: &'static str,
     },
+    /// The option's value has a grammar of its own, by which it is wrong.
+    #[error("{option}=: {reason}")]
+    Text {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
     /// The same option twice.
     #[error("the option {0:?} is given twice")]
     Twice(String),

@@ -5,15 +5,20 @@
 //! JSON whose bytes depend on the value alone.
 
 pub mod annotation;
+mod crc64;
 mod digest;
 mod reference;
 
+pub use crc64::Crc64;
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use reference::{ImageName, InvalidName};
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-/// What a manifest, an index or a name says of a blob: image-spec `descriptor.md`, the three required properties.
+/// What a manifest, an index or a name says of a blob: image-spec `descriptor.md`, the three required properties and the
+/// annotations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -23,6 +28,16 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Length of the stored bytes.
     pub size: u64,
+    /// What readers of such a blob want to know before they fetch it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// Without annotations.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Descriptor {
+        Descriptor { media_type: media_type.into(), digest, size, annotations: BTreeMap::new() }
+    }
 }
 
 /// `application/vnd.oci.image.manifest.v1+json`

@@ -5,6 +5,7 @@
 //! lock                  held by the daemon for its life
 //! blobs/sha256/<hex>    immutable
 //! names/<image name>    what the name stands for; the name is the path, so a rename is one rename(2)
+//! retention             the policy by which names are removed; absent if there is none
 //! stage/<boot>-<n>/     a lease's unfinished files
 //! cache/<kind>/<key>    facts that can be found out again
 //! quarantine/<n>/…      what could not be read, under the path it had
@@ -24,6 +25,7 @@
 mod backend;
 mod blob;
 mod cache;
+mod census;
 mod disk;
 mod document;
 mod error;
@@ -33,14 +35,18 @@ mod layout;
 mod lease;
 mod names;
 mod record;
+mod relabel;
+mod retention;
 mod scan;
 mod spool;
 mod tag;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use backend::{Backend, DirBackend, FileKind, Pending};
 pub use blob::BlobWriter;
+pub use census::Census;
 pub use document::DOCUMENT_LIMIT;
 pub use error::Error;
 pub use fsck::{Fault, Needed, Problem};
@@ -48,8 +54,10 @@ pub use gc::Collected;
 pub use lease::Lease;
 pub use names::{Conflict, Entry};
 pub use record::{RECORD_LIMIT, Record};
+pub use retention::RETENTION_LIMIT;
 pub use spool::Spool;
 pub use tag::Replace;
+pub use watch::Change;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -88,6 +96,10 @@ pub(crate) struct Inner {
     collection: Mutex<()>,
     /// How many leases there were.
     leases: AtomicU64,
+    /// How often names or blobs came or went.
+    changes: AtomicU64,
+    censuses: census::Censuses,
+    watch: watch::Watch,
 }
 
 #[derive(Debug)]
@@ -138,6 +150,9 @@ impl Store {
             pins: Pins::default(),
             collection: Mutex::new(()),
             leases: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            censuses: census::Censuses::default(),
+            watch: watch::Watch::default(),
         })))
     }
 
@@ -149,6 +164,11 @@ impl Store {
     /// Why the store takes no more changes, if so: see [`Error::ReadOnly`].
     pub fn failure(&self) -> Option<&str> {
         self.0.disk.failure()
+    }
+
+    /// The store's directory, or where else it says that it is.
+    pub fn place(&self) -> &Path {
+        self.0.disk.place()
     }
 
     /// All names with their records, in order, as they are at this moment. Costs nothing.

@@ -9,6 +9,7 @@ pub mod inside;
 
 pub mod flock;
 pub mod space;
+pub mod terminal;
 pub mod xattr;
 
 // Processes, and the cgroups that hold them.

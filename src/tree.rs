@@ -7,18 +7,26 @@
 mod attr;
 mod containers;
 mod control;
+mod describe;
 mod file;
 mod handle;
 mod images;
+mod import;
 mod inode;
 mod jobs;
+mod labels;
+mod later;
 mod node;
+mod query;
 mod view;
+mod written;
 
+pub use crate::api::Archive;
 pub use crate::api::{Error, ErrorKind};
 pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Space};
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
+pub use import::AT_END;
 pub use view::{InView, is_in_view};
 
 use std::ffi::OsStr;
@@ -31,8 +39,10 @@ use parking_lot::Mutex;
 
 use crate::api::{ImageName, Snapfs};
 use handle::{Conversation, Handle, Handles, slice};
+use import::Receiving;
 use inode::Inodes;
 use node::Node;
+use written::What;
 
 /// What an open file is to the kernel.
 #[derive(Debug)]
@@ -46,6 +56,18 @@ pub enum Opened {
     Control {
         /// The handle.
         fh: u64,
+    },
+    /// A file that takes an archive: direct I/O, and every close is told of.
+    Import {
+        /// The handle.
+        fh: u64,
+    },
+    /// An image as an archive: the page cache may keep it for good.
+    Archive {
+        /// The handle.
+        fh: u64,
+        /// The archive.
+        archive: Arc<Archive>,
     },
     /// A stored blob: the page cache may keep it for good.
     Stored {
@@ -61,6 +83,20 @@ pub enum Opened {
         /// Whether it may be a stored file when it is opened again.
         large: bool,
     },
+}
+
+impl Opened {
+    /// The handle.
+    pub fn fh(&self) -> u64 {
+        match self {
+            Opened::Text { fh }
+            | Opened::Control { fh }
+            | Opened::Import { fh }
+            | Opened::Stored { fh, .. }
+            | Opened::Content { fh, .. }
+            | Opened::Archive { fh, .. } => *fh,
+        }
+    }
 }
 
 /// An answer, or the promise of one.
@@ -94,7 +130,7 @@ impl<T> Ticket<T> {
 #[derive(Debug)]
 pub struct Tree {
     api: Arc<Snapfs>,
-    inodes: Mutex<Inodes>,
+    inodes: Arc<Mutex<Inodes>>,
     handles: Mutex<Handles>,
     views: Mutex<view::Numbers>,
     /// Who may read containers and images, and write to control files, besides root.
@@ -108,7 +144,7 @@ impl Tree {
         let started = SystemTime::from(api.clock().now());
         Tree {
             api,
-            inodes: Mutex::new(Inodes::new()),
+            inodes: Arc::new(Mutex::new(Inodes::new())),
             handles: Mutex::default(),
             views: Mutex::default(),
             group,
@@ -151,6 +187,10 @@ impl Tree {
     /// Truncating and touching a control file is what shells do before they write: accepted, and without effect.
     pub fn set_attr(&self, ino: u64, change: Change) -> Result<Attr, Error> {
         let node = self.node(ino)?;
+        if What::of(&node).is_some() {
+            // Editors that write a new file give it the owner and mode of the old one, which it has already.
+            return self.describe(&node, ino);
+        }
         if change.owner || change.mode {
             return Err(Error::new(ErrorKind::Denied, "owner and mode are fixed; set gid= when mounting"));
         }
@@ -167,6 +207,7 @@ impl Tree {
         match self.node(ino)? {
             Node::ContainerRoot(key) => Ok(self.api.root_path(&key)?.into_os_string().into_vec()),
             Node::LayerBlob(key, at) => Ok(images::layer_blob(&self.api, &key, at)?.ok_or_else(gone)?.into_bytes()),
+            Node::QueryLink(target) => Ok(target.as_bytes().to_vec()),
             Node::LastJob => Ok(self.api.last_job().ok_or_else(gone)?.to_string().into_bytes()),
             _ => Err(Error::new(ErrorKind::Invalid, "not a symbolic link")),
         }
@@ -199,10 +240,21 @@ impl Tree {
     /// Open a file.
     pub fn open(&self, ino: u64, access: Access, caller: &Caller) -> Result<Opened, Error> {
         let node = self.node(ino)?;
+        if node == Node::RootFile(RootFile::Import) {
+            if access.write {
+                let receiving = Receiving::new(*caller);
+                return Ok(Opened::Import { fh: self.handles.lock().insert(Handle::Import(Arc::new(receiving))) });
+            }
+            let text = Handle::Text(self.text(&node)?.into());
+            return Ok(Opened::Text { fh: self.handles.lock().insert(text) });
+        }
         if node.is_control() {
             let conversation = Conversation { node, opener: *caller, talk: Mutex::default() };
             let fh = self.handles.lock().insert(Handle::Control(Arc::new(conversation)));
             return Ok(Opened::Control { fh });
+        }
+        if let Some(what) = What::of(&node) {
+            return self.open_written(what, access, caller);
         }
         if access.write {
             return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
@@ -213,13 +265,15 @@ impl Tree {
                 let fh = self.handles.lock().insert(Handle::Stored(Arc::clone(&file)));
                 return Ok(Opened::Stored { fh, file });
             }
-            // A scan of a large container takes a while: it is made beside, and the first read waits for it.
-            Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
-            Node::JobFile(id, JobFile::Wait) => {
-                let gone = || Error::new(ErrorKind::Stale, format!("job {id} is not remembered any more"));
-                Handle::Wait(self.api.job(*id).ok_or_else(gone)?)
+            Node::ImageFile(key, ImageFile::Archive) => {
+                let archive = self.api.open_archive(key)?;
+                let fh = self.handles.lock().insert(Handle::Archive(Arc::clone(&archive)));
+                return Ok(Opened::Archive { fh, archive });
             }
-            _ => Handle::Text(self.text(&node)?.into()),
+            node => match self.open_later(node, access.nonblock)? {
+                Some(handle) => handle,
+                None => Handle::Text(self.text(node)?.into()),
+            },
         };
         Ok(Opened::Text { fh: self.handles.lock().insert(handle) })
     }
@@ -236,6 +290,21 @@ impl Tree {
                 ended.then(|| Ok(slice(&jobs::text(&job, JobFile::Wait), offset, size)))
             }),
             Handle::Control(conversation) => Ok(Reply::Now(self.answer(&conversation, offset, size)?)),
+            Handle::Written(open) => Ok(Reply::Now(slice(&open.text(&self.api)?, offset, size))),
+            Handle::Events { reader, nonblock } => match reader.read(size as usize) {
+                Some(bytes) => Ok(Reply::Now(bytes)),
+                None if nonblock => Err(Error::new(ErrorKind::Again, "nothing has happened yet")),
+                None => wait_for(move || reader.read(size as usize).map(Ok)),
+            },
+            Handle::Import(receiving) => Ok(Reply::Now(self.import_answer(&receiving, offset, size)?)),
+            Handle::Archive(archive) => {
+                let mut buffer = vec![0; size as usize];
+                let filled = archive
+                    .read_at(offset, &mut buffer)
+                    .map_err(|error| Error::new(ErrorKind::Io, format!("cannot read the archive: {error}")))?;
+                buffer.truncate(filled);
+                Ok(Reply::Now(buffer))
+            }
             Handle::Stored(file) => {
                 use std::os::unix::fs::FileExt;
                 let mut buffer = vec![0; size as usize];
@@ -269,18 +338,27 @@ impl Tree {
             Handle::Control(conversation) => {
                 conversation.talk.lock().last.as_ref().is_none_or(|last| last.outcome.end().is_some())
             }
+            Handle::Events { reader, .. } => reader.is_ready(),
             Handle::Text(_)
+            | Handle::Written(_)
             | Handle::Stored(_)
+            | Handle::Archive(_)
+            | Handle::Import(_)
             | Handle::Content(_)
-            | Handle::Listing(_)
-            | Handle::ViewDirectory(_) => true,
+            | Handle::ViewDirectory(_)
+            | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
     }
 
-    /// Close a file. A job goes on.
+    /// Close a file. A job goes on, but for the import of an archive that is not complete.
     pub fn release(&self, fh: u64) {
-        self.handles.lock().remove(fh);
+        let closed = self.handles.lock().remove(fh);
+        match closed {
+            Some(Handle::Written(open)) => self.close_written(open),
+            Some(Handle::Import(receiving)) => receiving.close(),
+            _ => {}
+        }
     }
 
     /// Close a directory.
@@ -288,9 +366,14 @@ impl Tree {
         self.handles.lock().remove(fh);
     }
 
-    /// No file of the tree can be deleted by itself.
-    pub fn unlink(&self, parent: u64, name: &OsStr, _caller: &Caller) -> Result<(), Error> {
+    /// No file of the tree can be deleted by itself, but a label.
+    pub fn unlink(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Reply<()>, Error> {
         let parent = self.node(parent)?;
+        if let Node::Labels(key) = &parent
+            && let Node::Label(_, label) = self.find_label(key, name)?
+        {
+            return self.remove_label(key, label, caller);
+        }
         let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
         match found.ok_or_else(|| not_found(name))?.kind() {
             Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
@@ -308,8 +391,15 @@ impl Tree {
         match found.ok_or_else(|| not_found(name))? {
             Node::Image(key) => {
                 self.api.authorise(caller.tid)?;
-                let coming = self.api.remove_image(key, caller.uid)?;
-                wait_for(move || coming.answer())
+                let coming = self.api.remove_image(key.clone(), caller.uid)?;
+                let (inodes, removed) = (Arc::clone(&self.inodes), Node::Image(key));
+                wait_for(move || {
+                    let answer = coming.answer();
+                    if matches!(answer, Some(Ok(_))) {
+                        inodes.lock().retire(&removed);
+                    }
+                    answer
+                })
             }
             Node::Images(_) => Err(Error::new(ErrorKind::NotEmpty, "a directory of images goes with its last image")),
             node if node.kind() == Kind::Directory => Err(fixed()),
@@ -333,7 +423,14 @@ impl Tree {
     ) -> Result<Reply<()>, Error> {
         let Some(name) = name.to_str() else { return Err(not_found(name)) };
         let source = self.child(&self.node(parent)?, name)?.ok_or_else(|| not_found(name.as_ref()))?;
-        let Node::Image(source) = source else { return Err(fixed()) };
+        let source = match source {
+            Node::Image(source) => source,
+            Node::Label(key, label) => {
+                let target = self.node(new_parent)?;
+                return self.rename_label((&key, &label), &target, new_name, !no_replace, caller);
+            }
+            _ => return Err(fixed()),
+        };
         let shown = new_name.to_string_lossy();
         let refused = |error: Error| {
             self.api.record_refusal(&source.subject(), &format!("mv {}", shown.escape_debug()), caller.uid, &error);
@@ -349,8 +446,16 @@ impl Tree {
             .parse()
             .map_err(|error| refused(Error::new(ErrorKind::Denied, format!("cannot rename: {error}"))))?;
         self.api.authorise(caller.tid)?;
+        let replaced = images::find(&self.api, "", target.as_str());
         let coming = self.api.rename_image(source, target, replace, caller.uid)?;
-        wait_for(move || coming.answer())
+        let inodes = Arc::clone(&self.inodes);
+        wait_for(move || {
+            let answer = coming.answer();
+            if let (Some(Ok(_)), Some(replaced @ Node::Image(_))) = (&answer, &replaced) {
+                inodes.lock().retire(replaced);
+            }
+            answer
+        })
     }
 
     /// Why nothing can be made in `parent`; `what` would have been made.
@@ -387,7 +492,7 @@ impl Tree {
     fn child(&self, parent: &Node, name: &str) -> Result<Option<Node>, Error> {
         let api = &*self.api;
         Ok(match parent {
-            Node::Root => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
+            Node::Root if name == RootFile::Events.name() => Some(Node::RootFile(RootFile::Events)),
             Node::Containers => containers::find(api, name),
             Node::Container(key) => {
                 api.container(key)?;
@@ -395,6 +500,8 @@ impl Tree {
             }
             Node::Images(prefix) => images::find(api, prefix, name),
             Node::Image(key) => images::entry(key, name),
+            Node::QueryRoot => query::find(api, name)?,
+            Node::Query(filter) => query::entry_of(api, filter, name)?,
             Node::Jobs => jobs::find(api, name),
             _ => self.children(parent)?.into_iter().find(|(file, _)| file == name).map(|(_, node)| node),
         })
@@ -404,12 +511,14 @@ impl Tree {
         let api = &*self.api;
         match node {
             Node::Root => {
-                let files = RootFile::TABLE.iter();
+                // Whoever reads the whole tree would wait for events for ever: they are found, and not listed.
+                let files = RootFile::TABLE.iter().filter(|(file, ..)| *file != RootFile::Events);
                 let mut entries: Vec<_> =
                     files.map(|(file, name, _)| ((*name).to_owned(), Node::RootFile(*file))).collect();
                 entries.push(("containers".to_owned(), Node::Containers));
                 entries.push(("images".to_owned(), Node::Images(String::new())));
                 entries.push(("jobs".to_owned(), Node::Jobs));
+                entries.push((query::QUERY.to_owned(), Node::QueryRoot));
                 Ok(entries)
             }
             Node::Containers => Ok(containers::list(api)),
@@ -421,10 +530,13 @@ impl Tree {
             Node::Images(prefix) => Ok(images::list(api, prefix)),
             Node::Image(key) => Ok(images::entries(key)),
             Node::Annotations(key) => images::annotations(api, key),
+            Node::Labels(key) => labels::list(api, key),
             Node::Blobs(key) => Ok(vec![("sha256".to_owned(), Node::BlobsSha256(key.clone()))]),
             Node::BlobsSha256(key) => images::blobs(api, key),
             Node::Layers(key) => images::layers(api, key),
             Node::Layer(key, at) => Ok(images::layer_entries(key, *at)),
+            Node::QueryRoot => Ok(Vec::new()),
+            Node::Query(filter) => query::list(api, filter),
             Node::Jobs => Ok(jobs::list(api)),
             Node::Job(id) => Ok(jobs::entries(*id)),
             _ => Err(Error::new(ErrorKind::NotDirectory, "not a directory")),
@@ -438,7 +550,11 @@ impl Tree {
         match node {
             Node::RootFile(RootFile::Readme) => Ok(README.as_bytes().to_vec()),
             Node::RootFile(RootFile::Version) => Ok(concat!(env!("CARGO_PKG_VERSION"), "\n").as_bytes().to_vec()),
-            Node::RootFile(RootFile::Health) => Ok(api.health().into_bytes()),
+            Node::RootFile(RootFile::Gc) => Ok(api.last_collection().into_bytes()),
+            Node::RootFile(RootFile::LastError) => Ok(api.last_store_error().into_bytes()),
+            Node::RootFile(RootFile::Retention) => api.retention(),
+            Node::RootFile(RootFile::Import) => Ok(api.last_import().into_bytes()),
+            Node::QueryError => Ok(api.query_error().into_bytes()),
             Node::ContainerFile(key, file) => containers::text(api, key, *file),
             Node::ContainerLabel(key, label) => {
                 Ok(format!("{}\n", containers::label(api, key, label)?.ok_or_else(gone)?).into_bytes())
@@ -448,72 +564,11 @@ impl Tree {
                 let image = api.image(key)?;
                 Ok(format!("{}\n", image.annotations.get(name).ok_or_else(gone)?).into_bytes())
             }
+            Node::Label(key, label) => Ok(labels::text(&api.label(key, label).ok_or_else(gone)?)),
             Node::LayerFile(key, at, file) => images::layer_text(api, key, *at, *file)?.ok_or_else(gone),
             Node::JobFile(id, file) => Ok(jobs::text(&*api.job(*id).ok_or_else(gone)?, *file)),
             _ => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
         }
-    }
-
-    fn describe(&self, node: &Node, ino: u64) -> Result<Attr, Error> {
-        let kind = node.kind();
-        let lifetime = if node.is_immutable() { Lifetime::Immutable } else { Lifetime::Volatile };
-        Ok(Attr {
-            ino,
-            kind,
-            mode: mode(node),
-            nlink: if kind == Kind::Directory { 2 } else { 1 },
-            uid: 0,
-            gid: self.group,
-            size: self.size(node)?,
-            device: (0, 0),
-            time: self.time(node),
-            lifetime,
-        })
-    }
-
-    fn size(&self, node: &Node) -> Result<u64, Error> {
-        match node {
-            Node::Blob(key, digest) => {
-                let image = self.api.image(key)?;
-                Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
-            }
-            // Made when they are read.
-            Node::ContainerFile(_, ContainerFile::Changes) | Node::JobFile(_, JobFile::Wait) => Ok(0),
-            node if node.is_control() => Ok(0),
-            node => match node.kind() {
-                Kind::File => match self.text(node) {
-                    Ok(text) => Ok(text.len() as u64),
-                    // What is not there yet can be looked at; reading it says why.
-                    Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
-                    Err(error) => Err(error),
-                },
-                _ => Ok(0),
-            },
-        }
-    }
-
-    fn time(&self, node: &Node) -> SystemTime {
-        let time = match node {
-            Node::Image(key) | Node::ImageFile(key, _) => self.api.named_at(&key.name),
-            _ => None,
-        };
-        time.map_or(self.started, SystemTime::from)
-    }
-}
-
-/// Only root and the group see containers and images: an image's files can hold secrets.
-fn mode(node: &Node) -> u16 {
-    match node {
-        Node::Root => 0o755,
-        Node::RootFile(_) => 0o444,
-        // An image too: who moves a directory elsewhere, or something into it, must be able to write to it.
-        Node::Images(_) | Node::Image(_) => 0o770,
-        node if node.is_control() => 0o660,
-        node => match node.kind() {
-            Kind::Directory => 0o750,
-            Kind::Symlink => 0o777,
-            _ => 0o440,
-        },
     }
 }
 

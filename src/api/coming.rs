@@ -26,6 +26,35 @@ impl<T: Clone> Coming<T> {
 }
 
 impl Snapfs {
+    /// Have a text made that looks at every blob.
+    pub fn count(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Snapfs) -> Result<Vec<u8>, Error> + Send + 'static,
+    ) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.counting, move |this, _| work(this))
+    }
+
+    /// Have `health` made.
+    pub fn ask(self: &Arc<Self>) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.asking, |this, _| Ok(this.health().into_bytes()))
+    }
+
+    /// Have a text made that reads whole layers.
+    pub fn measure(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Snapfs) -> Result<Vec<u8>, Error> + Send + 'static,
+    ) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.measuring, move |this, _| work(this))
+    }
+
+    /// Have something done to names, after all that was asked for before.
+    pub fn in_turn(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Snapfs) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Arc<Coming<()>>, Error> {
+        self.beside(&self.naming, move |this, _| work(this))
+    }
+
     /// Have `work` done in the background. It gets a progress that is cancelled with the answer.
     pub(super) fn beside<T: Send + Sync + 'static>(
         self: &Arc<Self>,

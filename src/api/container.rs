@@ -92,7 +92,7 @@ impl Snapfs {
     }
 
     /// What we froze for a moment is not what its user paused.
-    fn status(&self, key: &ContainerKey, container: &Container) -> Status {
+    pub(super) fn status(&self, key: &ContainerKey, container: &Container) -> Status {
         let ours = self.frozen_by_us.lock().contains(key);
         if ours { container.status_if_thawed() } else { container.status }
     }

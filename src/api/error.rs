@@ -2,10 +2,9 @@
 
 use std::io;
 
-use crate::changeset;
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{capture, engine, guard, image, line, store, view};
+use crate::{archive, capture, changeset, engine, guard, image, line, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +89,7 @@ from_room! {
     store::Error => store_kind,
     engine::Error => engine_kind,
     image::Error => image_kind,
+    archive::Error => archive_kind,
     capture::Error => capture_kind,
     line::Error => line_kind,
     view::Error => view_kind,
@@ -149,6 +149,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
         E::NoContainer { .. } | E::Ambiguous { .. } | E::Gone { .. } | E::UnknownEngine { .. } => ErrorKind::NotFound,
         E::Program { .. } | E::Untold { .. } => ErrorKind::External,
         E::NotYet { .. } => ErrorKind::Again,
+        E::StillRuns { .. } => ErrorKind::Busy,
         _ => ErrorKind::Io,
     }
 }
@@ -156,6 +157,7 @@ fn engine_kind(error: &engine::Error) -> ErrorKind {
 fn image_kind(error: &image::Error) -> ErrorKind {
     match error {
         image::Error::Store(error) => store_kind(error),
+        image::Error::Change(_) => ErrorKind::Invalid,
         image::Error::Write(_)
         | image::Error::ReadBack(_)
         | image::Error::NotInLayer { .. }
@@ -180,6 +182,22 @@ fn view_kind(error: &view::Error) -> ErrorKind {
     }
 }
 
+fn archive_kind(error: &archive::Error) -> ErrorKind {
+    use archive::Error as E;
+    match error {
+        E::Store(error) => store_kind(error),
+        E::Image(error) => image_kind(error),
+        E::NoSpace { .. } => ErrorKind::NoSpace,
+        E::Exists { .. } => ErrorKind::Exists,
+        E::Unsupported { .. } => ErrorKind::Unsupported,
+        E::ManyBlobs { .. } => ErrorKind::TooBig,
+        E::Thread(_) => ErrorKind::Again,
+        E::Cancelled(_) => ErrorKind::Cancelled,
+        // What was written cannot be taken, whatever the disk is like.
+        _ => ErrorKind::Invalid,
+    }
+}
+
 fn line_kind(error: &line::Error) -> ErrorKind {
     let unsupported = matches!(error, line::Error::Unsupported { .. });
     if unsupported { ErrorKind::Unsupported } else { ErrorKind::Invalid }
@@ -188,7 +206,12 @@ fn line_kind(error: &line::Error) -> ErrorKind {
 fn capture_kind(error: &capture::Error) -> ErrorKind {
     use capture::Error as E;
     match error {
-        E::Started(_) | E::Unsettled(_) => ErrorKind::Busy,
+        E::Started(_) | E::Unsettled(_) | E::Paused(_) => ErrorKind::Busy,
+        E::RemovedAtEnd(_) | E::NoVolumes(_) | E::Volume { .. } => ErrorKind::Unsupported,
+        E::VolumeMoved(_) => ErrorKind::Busy,
+        E::InVolume { source, .. } => capture_kind(source),
+        E::Mounts { .. } => ErrorKind::Io,
+        E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
         E::Engine(error) => engine_kind(error),

@@ -1,11 +1,12 @@
 //! What can be asked of an image, and what can be done to its name.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use jiff::Timestamp;
 use oci_spec::image as spec;
 
-use crate::api::{Coming, Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::api::{Archive, Coming, Error, ErrorKind, Image, ImageName, Snapfs};
+use crate::archive::Layout;
 use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
 use crate::store::{self, Record, Replace, Space};
 
@@ -41,7 +42,8 @@ const KEPT_IMAGES: usize = 1024;
 impl Snapfs {
     /// One level of the images: `prefix` is empty or names a directory of images.
     pub fn image_entries(&self, prefix: &str) -> Vec<(String, ImageEntry)> {
-        let entries = self.store.list(prefix).into_iter();
+        let prefix = self.full_path(prefix);
+        let entries = self.store.list(&prefix).into_iter();
         entries
             .filter_map(|(component, entry)| {
                 let path = if prefix.is_empty() { component.clone() } else { format!("{prefix}/{component}") };
@@ -52,12 +54,14 @@ impl Snapfs {
 
     /// What `name` is.
     pub fn image_entry_at(&self, name: &str) -> Option<ImageEntry> {
-        let entry = match name.parse().ok().and_then(|name| self.store.record(&name)) {
-            Some(record) => store::Entry::Image(record),
-            None if self.store.has_children(name) => store::Entry::Directory,
-            None => return None,
-        };
-        image_entry(name, entry)
+        let path = self.full_path(name);
+        // Asked for each entry of a large directory: one look and nothing twice.
+        if let Ok(name) = path.parse()
+            && let Some(record) = self.store.record(&name)
+        {
+            return Some(ImageEntry::Image(ImageKey { name, manifest: record.manifest.clone() }));
+        }
+        self.store.has_children(&path).then_some(ImageEntry::Directory)
     }
 
     /// The image itself.
@@ -75,6 +79,20 @@ impl Snapfs {
         Ok(image)
     }
 
+    /// The bytes of its layers when they are unpacked. Reads each layer through, once and for all, if nothing else tells.
+    pub fn unpacked_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        let image = self.image(key)?;
+        image.layers.iter().try_fold(0, |sum, layer| {
+            let size = crate::image::unpacked_size(&self.store, &layer.descriptor);
+            Ok(sum + size.map_err(|error| self.unless_gone(key, error.into()))?)
+        })
+    }
+
+    /// The bytes that only this name needs: what removing it would free.
+    pub fn unique_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        Ok(self.store.unique_size(&key.manifest)?)
+    }
+
     /// `index.json` of the image as a layout of its own (image-spec `image-layout.md`): one manifest, named by its tag.
     pub fn index_json(&self, key: &ImageKey) -> Result<Vec<u8>, Error> {
         let internal = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("index.json: {error}"));
@@ -89,6 +107,25 @@ impl Snapfs {
             .build()
             .map_err(|error| internal(&error))?;
         canonical_json(&index).map_err(|error| internal(&error))
+    }
+
+    /// The length of the image as an archive, in bytes.
+    pub fn archive_size(&self, key: &ImageKey) -> Result<u64, Error> {
+        Ok(Layout::of(&*self.image(key)?, &key.name)?.size())
+    }
+
+    /// The image as an archive; it can be read to its end for as long as it is held, whatever is deleted.
+    pub fn open_archive(&self, key: &ImageKey) -> Result<Arc<Archive>, Error> {
+        if let Some(open) = self.archives.lock().get(key).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let layout = Layout::of(&*self.image(key)?, &key.name)?;
+        let opened = Archive::open(&self.store, layout).map_err(|error| self.unless_gone(key, error.into()))?;
+        let archive = Arc::new(opened);
+        let mut archives = self.archives.lock();
+        archives.retain(|_, archive| archive.strong_count() > 0);
+        archives.insert(key.clone(), Arc::downgrade(&archive));
+        Ok(archive)
     }
 
     /// Open a blob of an image for reading; its bytes stay readable for as long as the file is open, whatever is deleted.
@@ -123,7 +160,7 @@ impl Snapfs {
         })
     }
 
-    /// Give the image another name, replacing an image of that name only if `replace`.
+    /// Give the image another name below `images/`, replacing an image of that name only if `replace`.
     pub fn rename_image(
         self: &Arc<Self>,
         key: ImageKey,
@@ -131,6 +168,7 @@ impl Snapfs {
         replace: bool,
         uid: u32,
     ) -> Result<Arc<Coming<()>>, Error> {
+        let to = self.full_name(&to)?;
         self.beside(&self.naming, move |this, _| {
             let replace = if replace { Replace::Allowed } else { Replace::Refused };
             let renamed = this.store.rename(&key.name, &to, replace).map_err(Error::from);
@@ -163,10 +201,11 @@ impl Snapfs {
         for blob in image.blobs() {
             lease.adopt(&blob.digest)?;
         }
+        let name = self.full_name(&name)?;
         let kind = Some(image.kind().to_owned());
         let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
-        Ok(name.to_string())
+        Ok(line.trim().to_owned())
     }
 
     /// Bytes and files of the store's file system: size, free, inodes, free inodes.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -11,6 +12,7 @@ use crate::capture;
 use crate::commit::{Options, commit};
 use crate::engine::name;
 use crate::job::{self, Abandoned, Brief, Finish};
+use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
 use crate::sys::clock::Clock;
 use crate::sys::process::Origin;
@@ -56,7 +58,8 @@ impl Snapfs {
         line: &str,
         uid: u32,
     ) -> Result<(Arc<SnapfsJob>, bool), Error> {
-        let options = Options::parse(line)?;
+        let mut options = Options::parse(line)?;
+        options.name = self.full_name(&options.name)?;
         let container = self.container(key)?;
         let detach = options.detach;
         let command = format!("containers/{}/{} {line}", name::encode(&container.name), verb.as_str());
@@ -93,10 +96,23 @@ impl Snapfs {
             freeze_limit: self.freeze_limit,
         };
         let manifest = commit(&context, &container, options, progress);
+        if let Ok(manifest) = &manifest {
+            self.count_frozen(manifest);
+        }
         // A listing made while the container stood still would call it paused once the mask is off.
         self.engines.containers_now();
         drop(masked);
         Ok(manifest?.digest.to_string())
+    }
+
+    /// How long a container was frozen is written in the image.
+    fn count_frozen(&self, manifest: &Descriptor) {
+        let facts = self.facts(manifest);
+        let time =
+            facts.as_ref().and_then(|facts| facts.annotations.get(annotation::FROZEN_MICROSECONDS)?.parse().ok());
+        if let Some(time) = time {
+            self.counters.froze(Duration::from_micros(time));
+        }
     }
 
     fn last_running(&self, key: &ContainerKey) -> Option<JobId> {

@@ -77,7 +77,7 @@ impl Importer<'_> {
             writer.write_all(&chunk[..read]).map_err(image::Error::Write)?;
             self.progress.add_bytes(read as u64);
         }
-        let imported = writer.finish()?;
+        let imported = writer.finish_for(self.progress)?;
         if imported.diff_id != layer.diff_id {
             return Err(Error::BaseDiffers { expected: layer.diff_id, found: imported.diff_id });
         }
@@ -95,7 +95,7 @@ impl Importer<'_> {
         let changes = changeset::flatten(&overlay.lower, source::namespace(overlay), self.progress)?;
         let mut writer = LayerWriter::new(self.lease.blob()?, self.compression)?;
         tar::write(&changes, &mut writer, self.progress, tar::Options::default())?;
-        let layer = writer.finish()?;
+        let layer = writer.finish_for(self.progress)?;
         self.remember(BY_FINGERPRINT, &fingerprint, &layer);
         self.progress.log(format!("made base layer {} of the lower directories", layer.diff_id));
         Ok(layer)
@@ -122,6 +122,7 @@ impl Importer<'_> {
     fn keyed(&self, key: &str) -> String {
         let encoding = match self.compression {
             Compression::Zstd { .. } => "zstd",
+            Compression::ZstdChunked => "zstd-chunked",
             Compression::Gzip => "gzip",
             Compression::None => "tar",
         };

@@ -1,5 +1,8 @@
 //! Why a container's files could not be captured: which step, on what, why.
 
+use std::path::PathBuf;
+
+use crate::capture::volumes::Volume;
 use crate::changeset::{self, escape, tar};
 use crate::oci::DiffId;
 use crate::progress::Cancelled;
@@ -15,6 +18,60 @@ pub enum Error {
     /// It was there when the commit began.
     #[error("the container {0} was removed while its files were read; nothing of it was kept")]
     Removed(String),
+    /// What its user has mounted in it is not known.
+    #[error(
+        "what is mounted in the container {0} is known when it has been started; start it, or commit with volumes=skip"
+    )]
+    NoVolumes(String),
+    /// A volume that cannot be in a snapshot.
+    #[error("the volume {} cannot be included: {reason}; commit with volumes=declare or skip", destination.display())]
+    Volume {
+        /// Where it is in the container.
+        destination: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The place of a volume is another than it was.
+    #[error(
+        "the path of the volume {} leads to another place than when the commit began; nothing was kept: write the command again",
+        .0.display()
+    )]
+    VolumeMoved(PathBuf),
+    /// It was about the files of a volume.
+    #[error("in the volume {}", destination.display())]
+    InVolume {
+        /// Where it is in the container.
+        destination: PathBuf,
+        /// What went wrong.
+        source: Box<Error>,
+    },
+    /// The kernel does not say what is mounted.
+    #[error("cannot read {path}, which says what is mounted")]
+    Mounts {
+        /// The file.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// It was to be stopped, and its user had paused it.
+    #[error("the container {0} is paused and cannot be stopped; unpause it, or commit with pause=seal")]
+    Paused(String),
+    /// It was to be stopped, and would be no more.
+    #[error(
+        "the container {0} is removed when it stops (podman run --rm), so that nothing would be left of it; commit with pause=seal"
+    )]
+    RemovedAtEnd(String),
+    /// It was stopped for the capture, and does not run again.
+    #[error(
+        "the container {name} was stopped for the commit and cannot be started again; nothing was kept: start it by hand"
+    )]
+    NotStarted {
+        /// The container.
+        name: String,
+        /// What its engine said.
+        #[source]
+        cause: engine::Error,
+    },
     /// It ended, or was started anew, when it was to be frozen or while it was.
     #[error(
         "the container {name} ended or was started anew during the commit; nothing of it was kept: write the command again"
@@ -129,6 +186,15 @@ impl From<tar::Error> for Error {
 }
 
 impl Error {
+    /// The same, about the files of `volume`.
+    pub(super) fn of_volume(self, volume: &Volume) -> Error {
+        match self {
+            Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            late @ Error::Late { .. } => late,
+            other => Error::InVolume { destination: volume.destination.clone(), source: Box::new(other) },
+        }
+    }
+
     /// The cgroup and the process that are gone are the container's: say that.
     pub(super) fn about(self, container: &str) -> Error {
         match self {

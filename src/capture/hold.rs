@@ -9,7 +9,7 @@ use crate::sys::cgroup::{Cgroups, Freezer};
 
 /// The first process of a container whose program has been started. Before that there is one, too, and it is the runtime's:
 /// frozen it could not be told to start, and `podman run` would fail because of us.
-fn runs(container: &Container) -> Option<Init> {
+pub(super) fn runs(container: &Container) -> Option<Init> {
     container.init.filter(|_| container.status != Status::Created)
 }
 

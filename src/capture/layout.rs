@@ -6,7 +6,7 @@
 
 use crate::capture::Error;
 use crate::changeset::tar::Writer;
-use crate::changeset::{Changes, Entry, Kind};
+use crate::changeset::{Changes, Entry, Kind, Location};
 use crate::image::LayerWriter;
 
 /// Whether `entry` belongs into the first part.
@@ -19,15 +19,37 @@ pub(super) fn is_early(entry: &Entry) -> bool {
 pub(super) fn write(
     changes: &Changes,
     writer: &mut Writer<'_, LayerWriter>,
+    location: Option<&Location>,
     late: impl Fn(&Entry) -> bool,
 ) -> Result<(), Error> {
     let is_first = |entry: &&Entry| is_early(entry) && !late(entry);
-    let first = changes.entries.iter().filter(is_first);
-    let rest = changes.entries.iter().filter(|entry| !is_first(entry));
-    for entry in first.chain(rest) {
-        let content = if entry.kind == Kind::File { entry.metadata.size } else { 0 };
-        writer.out().begin_entry(content);
-        writer.entry(entry)?;
+    let mut first = changes.entries.iter().filter(is_first);
+    let mut rest = changes.entries.iter().filter(|entry| !is_first(entry));
+    first.try_for_each(|entry| write_entry(entry, writer))?;
+    above(location, writer)?;
+    rest.try_for_each(|entry| write_entry(entry, writer))
+}
+
+fn write_entry(entry: &Entry, writer: &mut Writer<'_, LayerWriter>) -> Result<(), Error> {
+    let content = if entry.kind == Kind::File { entry.metadata.size } else { 0 };
+    writer.out().begin_entry(content);
+    Ok(writer.entry(entry)?)
+}
+
+/// The beginning of a layer: where a volume is to be put.
+pub(super) fn put_at(location: Option<&Location>, writer: &mut Writer<'_, LayerWriter>) -> Result<(), Error> {
+    if let Some(location) = location {
+        writer.out().begin_entry(0);
+        writer.put_at(location)?;
+    }
+    Ok(())
+}
+
+/// The directories above a volume: between the two parts of its layer.
+pub(super) fn above(location: Option<&Location>, writer: &mut Writer<'_, LayerWriter>) -> Result<(), Error> {
+    if let Some(location) = location {
+        writer.out().begin_entry(0);
+        writer.above(location)?;
     }
     Ok(())
 }

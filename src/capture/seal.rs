@@ -11,6 +11,8 @@
 //!
 //! All else in the layer is written when the container runs again: [`layout`](super::layout) has the order.
 
+mod part;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -18,17 +20,17 @@ use std::time::{Duration, Instant};
 use crate::capture::aside::{Aside, LARGE, Late};
 use crate::capture::hold::{Freezing, Held, require_kept};
 use crate::capture::in_use::{InUse, Names};
-use crate::capture::layout::is_early;
-use crate::capture::{Captured, Context, Error, Pause, source};
-use crate::changeset::tar::{Options, Read, Vanished, Writer};
-use crate::changeset::{Changes, Difference, Entry, Kind, Place, SETTLED, Snapshot, is_settled};
+use crate::capture::layout::{self, is_early};
+use crate::capture::{Captured, Context, Error, Pause, Request};
+use crate::changeset::tar::{Read, Writer};
+use crate::changeset::{Changes, Difference, Entry, Kind, Location, Place, SETTLED, Snapshot, is_settled};
 use crate::engine::Container;
-use crate::guard::Frozen;
-use crate::image::{Compression, LayerWriter};
+use crate::image::LayerWriter;
 use crate::progress::Progress;
 use crate::store::Lease;
 use crate::sys::dir::Time;
 use crate::sys::priority::Hurry;
+use part::Part;
 
 /// Reads while the container runs, at most.
 const ROUNDS: [&str; 3] = ["pre-copy 1", "pre-copy 2", "pre-copy 3"];
@@ -40,35 +42,43 @@ const BUSY: Duration = Duration::from_secs(1);
 /// In this time a file that is written to at 100 MB/s grows by as much as is put aside in 5 ms.
 const LONG: Duration = Duration::from_millis(100);
 
-/// The layer of a container that is frozen for a moment.
+/// The layers of a container that is frozen for a moment, and of its volumes.
 pub(super) fn seal(
     context: &Context<'_>,
     lease: &Lease,
     container: &Container,
-    compression: Compression,
+    request: Request<'_>,
     freezing: &Freezing,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
-    let source = source::of(container);
-    let mut snapshot = Snapshot::take(&source, &source::mount_points(container)?, progress)?;
-    let mut changes = snapshot.changes(progress)?;
-    let latest_mtime = context.clock.source_date_epoch().map(|at| at.as_second());
-    let options = Options { vanished: Vanished::Skip, latest_mtime };
-    let writer = Writer::new(LayerWriter::new(lease.blob()?, compression)?, &changes, progress, options);
-    let mut copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
-    let rounds = copy.rounds(&mut snapshot, &mut changes, freezing, progress)?;
-
-    let pending: Vec<&Entry> = changes.entries.iter().filter(|entry| copy.lacks(entry)).collect();
-    let expected = pending.iter().map(|entry| entry.metadata.size).sum::<u64>() * 5 / 4;
-    let pending: Vec<Place> = pending.into_iter().map(Entry::place).collect();
+    progress.enter("scanning");
+    let mut parts = Part::all(context, lease, container, request, progress)?;
+    for part in &mut parts {
+        let rounds = part.copy.rounds(&mut part.snapshot, &mut part.changes, freezing, progress);
+        part.rounds = part.about(rounds)?;
+    }
+    let pending: Vec<Vec<Place>> = parts.iter().map(Part::pending).collect();
+    let expected = pending.iter().flatten().map(|place| place.metadata.size).sum::<u64>() * 5 / 4;
     let mut aside = Aside::prepare(lease, expected)?;
-    rehearse(&mut aside, &snapshot, &pending, progress)?;
+    for (part, pending) in parts.iter().zip(&pending) {
+        part.about(rehearse(&mut aside, &part.snapshot, pending, progress))?;
+    }
     progress.enter("frozen");
     let hurry = Hurry::begin();
     let frozen = freezing.freeze(context)?;
-    let sealed = copy.look(&mut snapshot, &pending, &frozen, freezing, &mut aside, progress);
-    let (looked_for, sealed) = match sealed {
-        Ok(sealed) => sealed,
+    let until = Instant::now() + freezing.limit().mul_f32(0.8);
+    let look = |in_use: InUse| {
+        parts.iter_mut().zip(&pending).try_fold(Duration::ZERO, |sum, (part, pending)| {
+            let looked =
+                part.copy.look(&mut part.snapshot, pending, &in_use, (until, freezing.limit()), &mut aside, progress);
+            let (took, changes) = part.about(looked)?;
+            part.sealed = changes;
+            Ok::<_, Error>(sum + took)
+        })
+    };
+    let looked = frozen.processes().map_err(Error::from).and_then(|processes| InUse::of(&processes)).and_then(look);
+    let looked_for = match looked {
+        Ok(looked_for) => looked_for,
         // It runs again before anybody hears of the error.
         Err(error) => {
             drop(frozen);
@@ -78,16 +88,30 @@ pub(super) fn seal(
     let held = Held::of(frozen, Pause::Seal)?;
     drop(hurry);
     progress.enter("finishing");
-    log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {} files", held.frozen_for, snapshot.objects());
-    let changes = match sealed {
-        Some(changes) => changes,
-        None => snapshot.changes(progress)?,
-    };
+    let objects: u64 = parts.iter().map(|part| part.snapshot.objects()).sum();
+    log::debug!("frozen for {:?}, {looked_for:?} of it for a look at {objects} files", held.frozen_for);
+    for part in parts.iter_mut().filter(|part| part.sealed.is_none()) {
+        let changes = part.snapshot.changes(progress).map_err(Error::from);
+        part.sealed = Some(part.about(changes)?);
+    }
     // What lies below was asked just now: it must not have been on its way out with the container.
     if !freezing.is_alive() {
         require_kept(context, container)?;
     }
-    copy.finish(lease, &changes, aside, rounds, progress).map(|captured| (captured, held))
+    Part::locate_again(&mut parts)?;
+    let rounds = parts.iter().map(|part| part.rounds).max().unwrap_or_default();
+    let mut captured = None;
+    for part in parts {
+        let volume = part.volume.clone();
+        let done = part.finish(lease, &mut aside, progress)?;
+        match (&mut captured, volume) {
+            (Some(captured), Some((volume, location))) => Captured::add(captured, volume, &location, done),
+            _ => captured = Some(done),
+        }
+    }
+    let captured = captured.ok_or_else(|| Error::Removed(container.name.clone()))?;
+    let has_layers = captured.layer.is_some() || !captured.volumes.is_empty();
+    Ok((if has_layers { captured.sealed(rounds, aside.bytes()) } else { captured }, held))
 }
 
 /// Copies the large files that will have to be put aside, so that they need only be compared then; and once more what has
@@ -233,14 +257,12 @@ impl Copy<'_> {
         &mut self,
         snapshot: &mut Snapshot,
         pending: &[Place],
-        frozen: &Frozen,
-        freezing: &Freezing,
+        in_use: &InUse,
+        (until, limit): (Instant, Duration),
         aside: &mut Aside,
         progress: &Progress,
     ) -> Result<(Duration, Option<Changes>), Error> {
         let since = Instant::now();
-        let until = since + freezing.limit().mul_f32(0.8);
-        let in_use = InUse::of(&frozen.processes()?)?;
         let mut wanted = Vec::new();
         if !in_use.untraceable.is_empty() {
             let written: Vec<Place> = self
@@ -281,11 +303,11 @@ impl Copy<'_> {
             }
             let place = Place { metadata, ..place.clone() };
             if let Err(Late) = aside.put(&place, &file, until)? {
-                return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: place.path });
+                return Err(Error::Late { limit, bytes: aside.bytes(), path: place.path });
             }
         }
         if Instant::now() > until {
-            return Err(Error::Late { limit: freezing.limit(), bytes: aside.bytes(), path: Vec::new() });
+            return Err(Error::Late { limit, bytes: aside.bytes(), path: Vec::new() });
         }
         Ok((looked_for, changes))
     }
@@ -295,8 +317,8 @@ impl Copy<'_> {
         mut self,
         lease: &Lease,
         changes: &Changes,
-        mut aside: Aside,
-        rounds: usize,
+        location: Option<&Location>,
+        aside: &mut Aside,
         progress: &Progress,
     ) -> Result<Captured, Error> {
         let mut good = HashSet::new();
@@ -318,6 +340,7 @@ impl Copy<'_> {
             self.writer.out().retract(stale, lease)?;
         }
         self.writer.read_from(changes);
+        layout::above(location, &mut self.writer)?;
         for entry in changes.entries.iter().filter(|entry| !good.contains(&entry.path[..])) {
             if entry.kind != Kind::File {
                 self.writer.out().begin_entry(0);
@@ -337,7 +360,7 @@ impl Copy<'_> {
             }
         }
         let (written, layer) = self.writer.into_out()?;
-        Ok(Captured::new(changes, written, layer, progress).sealed(rounds, aside.bytes()))
+        Ok(Captured::new(changes, written, layer, progress))
     }
 }
 

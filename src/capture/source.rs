@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde_json::Value;
-
-use crate::capture::Error;
+use crate::capture::{Error, spec};
 use crate::changeset::{Namespace, Source};
 use crate::engine::{Container, Overlay, RootFs, USER};
 
@@ -26,10 +24,7 @@ pub(super) fn namespace(overlay: &Overlay) -> Namespace {
 
 /// Where the container has something mounted: the runtime makes empty files and directories there.
 pub(super) fn mount_points(container: &Container) -> Result<Vec<PathBuf>, Error> {
-    let spec: Value = match container.read_spec()? {
-        Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
-        None => Value::Null,
-    };
+    let spec = spec::of(container)?;
     let mounts = spec["mounts"].as_array().into_iter().flatten();
     Ok(mounts.filter_map(|mount| mount["destination"].as_str().map(PathBuf::from)).collect())
 }

@@ -72,6 +72,17 @@ pub enum Error {
         /// The file.
         path: Vec<u8>,
     },
+    /// A path that leads nowhere, or round in circles.
+    #[error(
+        "{} leads to no directory in the container: /{} is none, or a symbolic link that leads round in circles",
+        path.display(), escape(at)
+    )]
+    Astray {
+        /// The path, in the container.
+        path: PathBuf,
+        /// Where it ended.
+        at: Vec<u8>,
+    },
     /// A layer below was itself made with redirects or metadata-only copies.
     #[error(
         "/{} has an overlay {mark} in lower directory {}: such a layer cannot be read by itself; copy the tree out of a mount of it, and use the copy",

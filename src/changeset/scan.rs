@@ -38,6 +38,15 @@ const KEEP: usize = 32;
 pub enum Source {
     /// A root file system in a plain directory: all of it is an addition.
     Directory(PathBuf),
+    /// What the host has mounted into a container: a directory, all of it an addition, or one file.
+    Volume {
+        /// The directory.
+        directory: PathBuf,
+        /// The name in it that is all that is mounted.
+        only: Option<Vec<u8>>,
+        /// What does not show because something is mounted on it, relative to the directory: not looked at.
+        hidden: Vec<Vec<u8>>,
+    },
     /// An overlay.
     Overlay {
         /// The lower directories, top first, without data-only ones.

@@ -48,6 +48,9 @@ pub struct Snapshot {
     pub(crate) merged: Option<Arc<Dir>>,
     pub(crate) merged_path: Option<PathBuf>,
     pub(crate) mounts: HashSet<Vec<u8>>,
+    /// As in [`Source::Volume`].
+    hidden: HashSet<Vec<u8>>,
+    only: Option<Vec<u8>>,
     pub(crate) root: Seen,
     root_settled: bool,
     /// The first is the root. What was removed stays here without a parent.
@@ -140,10 +143,14 @@ impl Snapshot {
     /// Looks at all that `source` holds by itself. `mounts` as for [`scan`](crate::changeset::scan).
     pub fn take(source: &Source, mounts: &[PathBuf], progress: &Progress) -> Result<Snapshot, Error> {
         let (upper, merged_path, lower, namespace) = match source {
-            Source::Directory(path) => (path, None, Vec::new(), None),
+            Source::Directory(path) | Source::Volume { directory: path, .. } => (path, None, Vec::new(), None),
             Source::Overlay { lower, upper, merged, namespace } => {
                 (upper, merged.clone(), lower.clone(), Some(*namespace))
             }
+        };
+        let (only, hidden) = match source {
+            Source::Volume { only, hidden, .. } => (only.clone(), hidden.iter().cloned().collect()),
+            Source::Directory(_) | Source::Overlay { .. } => (None, HashSet::new()),
         };
         let upper = open(upper)?;
         let lower_roots = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
@@ -157,6 +164,8 @@ impl Snapshot {
             merged_path,
             // Where there is nothing below, nobody can tell what the runtime made from the /proc that was always there.
             mounts: namespace.into_iter().flat_map(|_| mounts).map(|path| relative(path)).collect(),
+            hidden,
+            only,
             root_settled: is_settled(root.stat.ctime, at),
             root,
             directories: vec![Directory { lost: true, ..Directory::default() }],
@@ -232,7 +241,11 @@ impl Snapshot {
 
     /// What the container changed, as of the last look.
     pub fn changes(&mut self, progress: &Progress) -> Result<Changes, Error> {
-        derive(self, progress)
+        let mut changes = derive(self, progress)?;
+        if let Some(only) = &self.only {
+            changes.entries.retain(|entry| entry.path == *only);
+        }
+        Ok(changes)
     }
 
     /// How many files there are, of any type.
@@ -420,6 +433,9 @@ impl<'a> Walk<'a> {
         let path = directory.path.clone();
         let at = Time::now();
         let mut names = self.cursor.dir(&path).and_then(Dir::entries).map_err(|error| (path.clone(), error))?;
+        if let Some(only) = snapshot.only.as_ref().filter(|_| path.is_empty()) {
+            names.retain(|name| name.bytes == *only);
+        }
         names.sort_unstable();
         let mut old = std::mem::take(&mut directory.children).into_iter().peekable();
         for name in names {
@@ -464,6 +480,10 @@ impl<'a> Walk<'a> {
         stack: &mut Stack,
     ) -> Result<bool, At> {
         let full = join(path, &child.name);
+        if !snapshot.hidden.is_empty() && snapshot.hidden.contains(&full) {
+            child.here = Here::Mount;
+            return Ok(true);
+        }
         let dir = self.cursor.dir(path).map_err(|error| (path.to_vec(), error))?;
         let seen = match dir.open_node(&child.name).and_then(|node| Seen::new(node, snapshot.namespace)) {
             Ok(seen) => seen,

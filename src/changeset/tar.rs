@@ -16,6 +16,7 @@ use ::tar::{EntryType, Header};
 use crate::changeset::collect::whiteout_path;
 use crate::changeset::cursor::{Cursor, split};
 use crate::changeset::entry::{Changes, Entry, Kind, escape};
+use crate::changeset::location::Location;
 use crate::changeset::pax::{Records, decimal};
 use crate::changeset::snapshot::same;
 use crate::progress::{Cancelled, Progress};
@@ -127,6 +128,8 @@ pub struct Writer<'a, W> {
     options: Options,
     trees: Vec<Cursor>,
     written: Written,
+    /// Where in the layer the entries are put.
+    at: Option<Location>,
     /// Files that were left out: hard links to them have nothing to link to.
     gone: HashSet<Vec<u8>>,
     /// For some of these, the link that was written as a file instead.
@@ -168,6 +171,13 @@ pub enum Read {
     Gone,
 }
 
+/// About how long the tar will be: contents, and a header with its records.
+fn about(changes: &Changes) -> u64 {
+    let content = |entry: &&Entry| entry.kind == Kind::File;
+    let contents = changes.entries.iter().filter(content).map(|entry| entry.metadata.size);
+    contents.sum::<u64>() + changes.entries.len() as u64 * 3 * BLOCK as u64
+}
+
 impl<'a, W: Write> Writer<'a, W> {
     /// Nothing written yet; contents come from beneath the roots of `changes`.
     pub fn new(out: W, changes: &Changes, progress: &'a Progress, options: Options) -> Writer<'a, W> {
@@ -177,12 +187,14 @@ impl<'a, W: Write> Writer<'a, W> {
             options,
             trees: Vec::new(),
             written: Written::default(),
+            at: None,
             gone: HashSet::new(),
             instead: HashMap::new(),
             buffer: vec![0; BUFFER],
             zeros: vec![0; BUFFER],
         };
         writer.read_from(changes);
+        progress.expect(about(changes), changes.entries.len() as u64);
         writer
     }
 
@@ -190,6 +202,25 @@ impl<'a, W: Write> Writer<'a, W> {
     pub fn read_from(&mut self, changes: &Changes) {
         self.trees = changes.roots.iter().map(|root| Cursor::new(Arc::clone(root), 32)).collect();
         self.written.skipped_sockets = changes.sockets;
+    }
+
+    /// From now on entries are put where a volume is in its container. If it hides something, this comes first.
+    pub fn put_at(&mut self, location: &Location) -> Result<(), Error> {
+        if let Some(marker) = location.marker() {
+            self.header(&marker, Typed::Other(EntryType::Regular))?;
+        }
+        self.at = Some(location.clone());
+        Ok(())
+    }
+
+    /// Writes the directories above a volume.
+    pub fn above(&mut self, location: &Location) -> Result<(), Error> {
+        let at = self.at.take();
+        for entry in &location.above {
+            self.header(entry, Typed::Other(EntryType::Directory))?;
+        }
+        self.at = at;
+        Ok(())
     }
 
     /// What the bytes go to.
@@ -333,7 +364,16 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 
     fn header(&mut self, entry: &Entry, typed: Typed<'_>) -> Result<(), Error> {
-        let (header, records) = encode(entry, typed, self.options.latest_mtime);
+        let (header, records) = match &self.at {
+            None => encode(entry, typed, self.options.latest_mtime),
+            Some(at) => {
+                let entry = Entry { path: at.place(&entry.path), ..entry.clone() };
+                match typed {
+                    Typed::Link(to) => encode(&entry, Typed::Link(&at.place(to)), self.options.latest_mtime),
+                    other => encode(&entry, other, self.options.latest_mtime),
+                }
+            }
+        };
         let records = records.encode();
         if records.len() > MAX_RECORDS {
             return Err(Error::TooManyXattrs { path: entry.path.clone(), bytes: records.len() });

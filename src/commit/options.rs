@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::capture::Pause;
-use crate::image::Compression;
+use crate::capture::{Pause, Volumes};
+use crate::image::{Change, Compression};
 use crate::line::{Error, Grammar, Row, only};
 use crate::oci::ImageName;
 
@@ -15,9 +15,18 @@ pub const TABLE: &[Row] = &[
     ("description=", "TEXT", "the annotation org.opencontainers.image.description"),
     ("label.KEY=", "VALUE", "a snapfs label on the name"),
     ("annotation.KEY=", "VALUE", "an annotation of the manifest"),
-    ("pause=", "seal|full|none", "freeze the container for a moment, while its files are read, or not at all"),
-    ("compression=", "zstd[:LEVEL]|gzip|none", "how the layer is stored"),
-    ("volumes=", "skip", "bind mounts and volumes are left out"),
+    ("change=", "'VERB ARGUMENTS'", "a line of a Dockerfile that changes the configuration; may be repeated"),
+    (
+        "pause=",
+        "seal|full|none|stop",
+        "freeze the container for a moment, while its files are read, not at all, or stop it first",
+    ),
+    ("compression=", "zstd[:LEVEL]|zstd:chunked|gzip|none", "how the layer is stored"),
+    (
+        "volumes=",
+        "skip|declare|include",
+        "bind mounts and volumes: leave them out, name them, or make each a layer of its own",
+    ),
     ("base=", "auto|image", "what the layer is the difference to: the container's image"),
     ("squash=", "none", "layers are not merged"),
     ("create", "", "fail with EEXIST if the name exists"),
@@ -39,8 +48,12 @@ pub struct Options {
     pub labels: BTreeMap<String, String>,
     /// `annotation.KEY=`
     pub annotations: BTreeMap<String, String>,
+    /// `change=`, in their order
+    pub changes: Vec<Change>,
     /// `pause=`
     pub pause: Pause,
+    /// `volumes=`
+    pub volumes: Volumes,
     /// `compression=`
     pub compression: Compression,
     /// `create`
@@ -50,7 +63,7 @@ pub struct Options {
 }
 
 /// The commands of `commit`.
-const GRAMMAR: Grammar = Grammar { verb: "commit", table: TABLE, repeatable: &[] };
+const GRAMMAR: Grammar = Grammar { verb: "commit", table: TABLE, repeatable: &["change"] };
 
 impl Options {
     /// What is taken when the line is a name alone.
@@ -62,7 +75,9 @@ impl Options {
             description: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            changes: Vec::new(),
             pause: Pause::default(),
+            volumes: Volumes::default(),
             compression: Compression::default(),
             create: false,
             detach: false,
@@ -92,9 +107,10 @@ impl Options {
             "message" => self.message = Some(value.to_owned()),
             "author" => self.author = Some(value.to_owned()),
             "description" => self.description = Some(value.to_owned()),
+            "change" => self.changes.push(change(value)?),
             "pause" => self.pause = pause(value)?,
             "compression" => self.compression = compression(value)?,
-            "volumes" => only("volumes", value, &["skip"], &["declare", "include"])?,
+            "volumes" => self.volumes = volumes(value)?,
             "base" => only("base", value, &["auto", "image"], &[])?,
             "squash" => only("squash", value, &["none"], &["snapshots", "all"])?,
             _ => match key.split_once('.') {
@@ -111,24 +127,37 @@ impl Options {
     }
 }
 
+fn change(value: &str) -> Result<Change, Error> {
+    Change::parse(value).map_err(|error| Error::Text { option: "change", reason: error.to_string() })
+}
+
 fn pause(value: &str) -> Result<Pause, Error> {
     match value {
         "seal" => Ok(Pause::Seal),
         "full" => Ok(Pause::Full),
         "none" => Ok(Pause::None),
-        "stop" => Err(Error::Unsupported { option: "pause", value: value.to_owned(), instead: "seal" }),
-        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full or none" }),
+        "stop" => Ok(Pause::Stop),
+        _ => Err(Error::Value { option: "pause", value: value.to_owned(), expected: "seal, full, none or stop" }),
+    }
+}
+
+fn volumes(value: &str) -> Result<Volumes, Error> {
+    match value {
+        "skip" => Ok(Volumes::Skip),
+        "declare" => Ok(Volumes::Declare),
+        "include" => Ok(Volumes::Include),
+        _ => Err(Error::Value { option: "volumes", value: value.to_owned(), expected: "skip, declare or include" }),
     }
 }
 
 fn compression(value: &str) -> Result<Compression, Error> {
-    let expected = "zstd, zstd:LEVEL with a level from 1 to 19, gzip or none";
+    let expected = "zstd, zstd:LEVEL with a level from 1 to 19, zstd:chunked, gzip or none";
     let wrong = || Error::Value { option: "compression", value: value.to_owned(), expected };
     match value {
         "none" => Ok(Compression::None),
         "gzip" => Ok(Compression::Gzip),
         "zstd" => Ok(Compression::default()),
-        "zstd:chunked" => Err(Error::Unsupported { option: "compression", value: value.to_owned(), instead: "zstd" }),
+        "zstd:chunked" => Ok(Compression::ZstdChunked),
         _ => {
             let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
             if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
@@ -161,16 +190,18 @@ mod tests {
 
     #[test]
     fn every_option_is_taken() {
-        let line = r#"registry.example:5000/t/web:1 message='two words' author=ops description="d d" label.env=prod
-                      annotation.org.example=x pause=none compression=zstd:7 volumes=skip base=image squash=none create async"#;
+        let line = r#"registry.example:5000/t/web:1 change='CMD ["a b"]' change="ENV A='1 2'" message='two words' author=ops description="d d" label.env=prod
+                      annotation.org.example=x pause=none compression=zstd:7 volumes=include base=image squash=none create async"#;
         let options = parse(&line.replace('\n', " ")).unwrap();
         assert_eq!(options.name.tag(), Some("1"));
         assert_eq!(options.message.as_deref(), Some("two words"));
         assert_eq!(options.description.as_deref(), Some("d d"));
         assert_eq!(options.labels["env"], "prod");
         assert_eq!(options.annotations["org.example"], "x");
-        assert_eq!(options.pause, Pause::None);
+        assert_eq!(options.changes, ["CMD [\"a b\"]", "ENV A='1 2'"].map(|line| Change::parse(line).unwrap()));
+        assert_eq!((options.pause, options.volumes), (Pause::None, Volumes::Include));
         assert_eq!(options.compression, Compression::Zstd { level: 7 });
+        assert_eq!(parse("img compression=zstd:chunked").unwrap().compression, Compression::ZstdChunked);
         assert!(options.create && options.detach);
     }
 
@@ -184,6 +215,7 @@ mod tests {
         assert!(matches!(parse("img message='x"), Err(Error::Quote)));
         assert!(matches!(parse("img create create"), Err(Error::Twice(_))));
         assert!(matches!(parse("img pause=none pause=full"), Err(Error::Twice(_))));
+        assert!(matches!(parse("img change='FOO x'"), Err(Error::Text { .. })));
         assert!(matches!(parse("Img"), Err(Error::Name(_))));
         assert!(matches!(parse("../../etc"), Err(Error::Name(_))));
         assert!(matches!(parse("img compression=zstd:99"), Err(Error::Value { .. })));

@@ -20,6 +20,7 @@ fn every_option_of_the_table_is_taken() {
             "GROUP" => "wheel",
             "SIZE" => "3M",
             "raw|in-root" => "in-root",
+            "NAME" => "team/a",
             other => panic!("no example of {other}"),
         };
         assert_ne!(parse(&format!("{name}={example}")).unwrap(), Options::default(), "{name}");
@@ -115,4 +116,13 @@ fn links_are_shown_in_one_of_two_ways() {
     assert!(parse("symlinks=in-root").unwrap().symlinks_in_root);
     let error = parse("symlinks=all").unwrap_err();
     assert_eq!(error.to_string(), "mount option \"symlinks=all\" needs one of raw, in-root");
+}
+
+#[test]
+fn a_namespace_begins_image_names() {
+    assert_eq!(parse("namespace=team/a").unwrap().namespace.unwrap().as_str(), "team/a");
+    for (value, says) in [("a//b", "component"), ("a:1", "no tag"), ("../a", "domain"), ("a@b", "digest")] {
+        let error = parse(&format!("namespace={value}")).unwrap_err();
+        assert!(matches!(error, Error::Namespace { .. }) && error.to_string().contains(says), "{error}");
+    }
 }

@@ -50,7 +50,8 @@ pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
         cache: options.cache.unwrap_or(ViewSettings::default().cache),
         symlinks_in_root: options.symlinks_in_root,
     };
-    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, views };
+    let namespace = options.namespace.clone();
+    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, views, namespace };
     let snapfs = Snapfs::new(parts);
     Ok(Parts { tree: Arc::new(Tree::new(Arc::clone(&snapfs), group)), snapfs })
 }

@@ -142,6 +142,14 @@ pub enum Error {
         /// What happened to it.
         source: process::Error,
     },
+    /// It was told to end, and killed, and still has processes.
+    #[error("container {id} was killed and still runs; look what its first process waits for: cat /proc/{pid}/stack")]
+    StillRuns {
+        /// The container.
+        id: String,
+        /// Its first process.
+        pid: u32,
+    },
     /// The engine's own program gave an answer that cannot be used.
     #[error(
         "`{command}` gave an answer that cannot be used: {reason}; if it is newer than docs/engines.md says, report it"

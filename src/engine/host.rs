@@ -61,7 +61,7 @@ impl Host {
     }
 
     /// When the process started, unless it has ended: a zombie is no longer a container's init.
-    fn start_time(&self, pid: u32) -> Option<u64> {
+    pub(super) fn start_time(&self, pid: u32) -> Option<u64> {
         let stat = self.read(&self.of_process(pid, "stat")).ok()?;
         let (state, start_time) = parse_stat(&stat)?;
         (!matches!(state, b'Z' | b'X' | b'x')).then_some(start_time)

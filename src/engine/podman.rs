@@ -1,5 +1,6 @@
 //! podman, read from its files: containers/storage for what it is, runc's and crun's state for what it does.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::engine::runtime::{Now, Record as State, StateDirectory};
 use crate::engine::storage::{Record, Store, parse_storage_conf};
 use crate::engine::{
     BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Status, crun,
-    runc,
+    runc, stop,
 };
 
 /// Where root's podman keeps images and containers unless storage.conf(5) says otherwise.
@@ -27,6 +28,8 @@ pub struct Podman {
     store: Store,
     runtimes: [StateDirectory; 2],
     host: Host,
+    /// What tells the program `podman` which store it is about.
+    arguments: Vec<OsString>,
     labels: Told,
 }
 
@@ -40,7 +43,7 @@ impl Podman {
         let graph_root = graph_root.unwrap_or_else(|| GRAPH_ROOT.into());
         let run_root = run_root.unwrap_or_else(|| RUN_ROOT.into());
         let podman = Podman::new(graph_root, run_root, RUNC_ROOT, CRUN_ROOT, Host::default());
-        Podman { labels: Told::new(Vec::new()), ..podman }
+        Podman { labels: Told::new(Vec::new()), arguments: Vec::new(), ..podman }
     }
 
     /// The store in `graph_root` and `run_root`, whose containers runc and crun run with their state directories below
@@ -53,14 +56,14 @@ impl Podman {
         host: Host,
     ) -> Podman {
         let store = Store { graph_root: graph_root.into(), run_root: run_root.into() };
-        let arguments = vec![
+        let arguments: Vec<OsString> = vec![
             "--root".into(),
             store.graph_root.clone().into_os_string(),
             "--runroot".into(),
             store.run_root.clone().into_os_string(),
         ];
         let runtimes = [runc::states(runc.into()), crun::states(crun.into())];
-        Podman { store, runtimes, host, labels: Told::new(arguments) }
+        Podman { store, runtimes, host, labels: Told::new(arguments.clone()), arguments }
     }
 
     fn container(&self, record: Record, view: &View<'_>) -> Result<Container, Error> {
@@ -214,6 +217,14 @@ impl Engine for Podman {
             Some(record) if record.image_id.is_empty() => Ok(true),
             Some(record) => self.store.is_whole(&record.layer),
         }
+    }
+
+    fn stop(&self, container: &Container, wanted: &dyn Fn() -> bool) -> Result<(), Error> {
+        stop::run("podman", &self.arguments, &["stop", &container.id], stop::PODMAN, wanted)
+    }
+
+    fn start(&self, container: &Container) -> Result<bool, Error> {
+        stop::run("podman", &self.arguments, &["start", &container.id], stop::PODMAN, &|| true).map(|()| true)
     }
 
     fn labels(&self, container: &Container) -> Result<Labels, Error> {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::engine::files;
 use crate::engine::host::{Host, NamedCgroups};
 use crate::engine::runtime::{self, Record, StateDirectory};
-use crate::engine::{BaseImage, Container, Engine, Error, Inventory, annotations};
+use crate::engine::{BaseImage, Container, Engine, Error, Inventory, annotations, stop};
 
 /// Containers that were started with `runc run` or `runc create`.
 #[derive(Debug)]
@@ -35,6 +35,10 @@ impl Engine for Runc {
 
     fn base_image(&self, _: &Container) -> Result<Option<BaseImage>, Error> {
         Ok(None)
+    }
+
+    fn stop(&self, container: &Container, wanted: &dyn Fn() -> bool) -> Result<(), Error> {
+        stop::with_runtime(&self.states, &self.host, container, wanted)
     }
 
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error> {

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use crate::engine::Error;
+use crate::oci::Crc64;
 use crate::sys::inside::Inside;
 
 /// The longest line, in bytes: one holds the headers of one file, extended attributes included, which an archive's
@@ -192,63 +193,6 @@ fn relative(name: &[u8]) -> Option<PathBuf> {
         }
     }
     (!path.as_os_str().is_empty() && !name.contains(&0)).then_some(path)
-}
-
-/// CRC-64 with the polynomial of ISO 3309, bits reflected, all ones before and after: eight bytes at a time.
-#[derive(Debug, Clone)]
-struct Crc64(u64);
-
-const POLYNOMIAL: u64 = 0xD800_0000_0000_0000;
-
-/// `TABLES[n][byte]`: the register after `byte` and `n` zero bytes.
-static TABLES: [[u64; 256]; 8] = tables();
-
-const fn tables() -> [[u64; 256]; 8] {
-    let mut tables = [[0; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let (mut register, mut bit) = (byte as u64, 0);
-        while bit < 8 {
-            register = if register & 1 == 1 { register >> 1 ^ POLYNOMIAL } else { register >> 1 };
-            bit += 1;
-        }
-        tables[0][byte] = register;
-        byte += 1;
-    }
-    let mut zeros = 1;
-    while zeros < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let before = tables[zeros - 1][byte];
-            tables[zeros][byte] = before >> 8 ^ tables[0][(before & 0xff) as usize];
-            byte += 1;
-        }
-        zeros += 1;
-    }
-    tables
-}
-
-impl Crc64 {
-    fn new() -> Crc64 {
-        Crc64(!0)
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            let mut word = [0; 8];
-            word.copy_from_slice(chunk);
-            let word = (u64::from_le_bytes(word) ^ self.0).to_le_bytes();
-            self.0 = (0..8).fold(0, |register, at| register ^ TABLES[7 - at][usize::from(word[at])]);
-        }
-        for byte in chunks.remainder() {
-            self.0 = self.0 >> 8 ^ TABLES[0][usize::from(self.0 as u8 ^ byte)];
-        }
-    }
-
-    fn value(&self) -> u64 {
-        !self.0
-    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ pub(crate) const BLOCK: u32 = 4096;
 /// No flush: shells close, hence flush, before they write, so it would say nothing.
 pub(crate) const VOLATILE_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
+/// As before, but every close is told of: it is when an archive's images get their names.
+pub(crate) const IMPORT_FLAGS: FopenFlags = FopenFlags::FOPEN_DIRECT_IO;
+
 /// How long the kernel may keep a name and its attributes.
 pub(crate) fn ttl(lifetime: Lifetime) -> Duration {
     match lifetime {
@@ -79,6 +82,16 @@ pub(crate) fn access(flags: OpenFlags) -> Access {
         OpenAccMode::O_RDWR => (true, true),
     };
     Access { read, write, nonblock: flags.0 & abi::O_NONBLOCK != 0 }
+}
+
+/// Whether open(2) empties the file.
+pub(crate) fn empties(flags: OpenFlags) -> bool {
+    flags.0 & abi::O_TRUNC != 0
+}
+
+/// Whether a write goes to the file's end, wherever the kernel thinks that is.
+pub(crate) fn appends(flags: OpenFlags) -> bool {
+    flags.0 & abi::O_APPEND != 0
 }
 
 /// Who asks. `pid` of the protocol is the thread's id.

@@ -14,6 +14,7 @@ use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyData, ReplyOpen};
 use parking_lot::Mutex;
 
 use crate::fuse::convert::CONTENT_FLAGS;
+use crate::tree::Archive;
 
 /// Below this, in bytes, passthrough costs more than it saves: registering the file is dearer than one cached read.
 const PASSTHROUGH_FROM: u64 = 256 * 1024;
@@ -33,9 +34,17 @@ struct Open {
 
 #[derive(Debug)]
 struct Handle {
-    ino: u64,
+    /// Of a file: none of an archive, which is made of several and always read by us.
+    ino: Option<u64>,
     /// `None`: the tree reads it.
-    file: Option<Arc<File>>,
+    bytes: Option<Bytes>,
+}
+
+/// What is behind an open.
+#[derive(Debug, Clone)]
+pub(crate) enum Bytes {
+    File(Arc<File>),
+    Archive(Arc<Archive>),
 }
 
 #[derive(Debug)]
@@ -57,7 +66,7 @@ impl Stored {
         let Open { handles, inodes } = &mut *open;
         let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: self.backing(&file, &reply) });
         inode.opens += 1;
-        handles.insert(fh, Handle { ino, file: Some(file) });
+        handles.insert(fh, Handle { ino: Some(ino), bytes: Some(Bytes::File(file)) });
         let fh = FileHandle(fh);
         // Answered under the lock, lest a release drop the backing file between.
         match &inode.backing {
@@ -72,13 +81,19 @@ impl Stored {
         let Open { handles, inodes } = &mut *open;
         let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: None });
         inode.opens += 1;
-        handles.insert(fh, Handle { ino, file: None });
+        handles.insert(fh, Handle { ino: Some(ino), bytes: None });
         let fh = FileHandle(fh);
         match &inode.backing {
             // Somebody opened it when it was stored: the same bytes.
             Some(backing) => reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, backing),
             None => reply.opened(fh, CONTENT_FLAGS),
         }
+    }
+
+    /// Answer an open of an image's archive. Its bytes never change.
+    pub(crate) fn open_archive(&self, fh: u64, archive: Arc<Archive>, reply: ReplyOpen) {
+        self.open.lock().handles.insert(fh, Handle { ino: None, bytes: Some(Bytes::Archive(archive)) });
+        reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 
     fn backing(&self, file: &File, reply: &ReplyOpen) -> Option<BackingId> {
@@ -96,26 +111,27 @@ impl Stored {
         }
     }
 
-    /// The file behind an open, if it is a stored one.
-    pub(crate) fn file(&self, fh: u64) -> Option<Arc<File>> {
-        self.open.lock().handles.get(&fh)?.file.clone()
+    /// What is behind an open, if it is a stored one.
+    pub(crate) fn bytes(&self, fh: u64) -> Option<Bytes> {
+        self.open.lock().handles.get(&fh)?.bytes.clone()
     }
 
     /// An open ends.
     pub(crate) fn release(&self, fh: u64) {
         let mut open = self.open.lock();
         let Some(handle) = open.handles.remove(&fh) else { return };
-        if let Some(inode) = open.inodes.get_mut(&handle.ino) {
+        let Some(ino) = handle.ino else { return };
+        if let Some(inode) = open.inodes.get_mut(&ino) {
             inode.opens -= 1;
             if inode.opens == 0 {
-                open.inodes.remove(&handle.ino);
+                open.inodes.remove(&ino);
             }
         }
     }
 }
 
 /// Answer a read of a stored file.
-pub(crate) fn read(file: &File, offset: u64, size: u32, reply: ReplyData) {
+pub(crate) fn read(bytes: &Bytes, offset: u64, size: u32, reply: ReplyData) {
     thread_local! {
         // One a loop thread, as large as the largest request it met.
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -125,7 +141,12 @@ pub(crate) fn read(file: &File, offset: u64, size: u32, reply: ReplyData) {
         if buffer.len() < size {
             buffer.resize(size, 0);
         }
-        match read_full(file, offset, &mut buffer[..size]) {
+        let part = &mut buffer[..size];
+        let filled = match bytes {
+            Bytes::File(file) => read_full(file, offset, part),
+            Bytes::Archive(archive) => archive.read_at(offset, part),
+        };
+        match filled {
             Ok(count) => reply.data(&buffer[..count]),
             Err(error) => {
                 log::error!("reading a stored file at {offset}: {error}");

@@ -99,9 +99,7 @@ impl Fuse {
         self.in_view("open", request, ino, reply, move |tree, at, reply| match tree.open_in_view(&at) {
             Ok(Opened::Stored { fh, file }) => stored.open(ino.0, fh, file, reply),
             Ok(Opened::Content { fh, large: true }) => stored.open_other(ino.0, fh, reply),
-            Ok(Opened::Content { fh, .. } | Opened::Text { fh } | Opened::Control { fh }) => {
-                reply.opened(FileHandle(fh), convert::CONTENT_FLAGS);
-            }
+            Ok(opened) => reply.opened(FileHandle(opened.fh()), convert::CONTENT_FLAGS),
             Err(error) => reply.error(failed("open", ino, &error)),
         });
     }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use oci_spec::image as spec;
 use serde_json::{Map, Value, json};
 
+use crate::image::change::{self, Change};
 use crate::image::{Error, Layer};
 use crate::oci::{Descriptor, DiffId, Digest, MEDIA_TYPE_CONFIG, MEDIA_TYPE_MANIFEST, canonical_json};
 use crate::store::Lease;
@@ -19,6 +20,37 @@ pub struct Parent {
     pub config: Value,
     /// Its layers, bottom first.
     pub layers: Vec<Layer>,
+}
+
+impl Parent {
+    /// Applies `changes` to the configuration that the snapshot will have, and declares `volumes` in it.
+    ///
+    /// # Errors
+    /// [`Error::Change`], or [`Error::BaseConfig`] if there is no object to change.
+    pub fn change(&mut self, changes: &[Change], volumes: &[String]) -> Result<(), Error> {
+        if changes.is_empty() && volumes.is_empty() {
+            return Ok(());
+        }
+        let no_object = || Error::BaseConfig("it is not a JSON object".to_owned());
+        let config = self.config.as_object_mut().ok_or_else(no_object)?;
+        let settings = change::object(config, "config");
+        let declared = volumes.iter().map(|path| (path.clone(), json!({})));
+        if !volumes.is_empty() {
+            change::object(settings, "Volumes").extend(declared);
+        }
+        Ok(change::apply(changes, settings)?)
+    }
+
+    /// The same with one more layer on top; `None` if there is nothing in it.
+    ///
+    /// # Errors
+    /// [`Error::BaseConfig`] if there is no history to add to.
+    pub fn with(mut self, layer: Option<Layer>, history: History) -> Result<Parent, Error> {
+        let draft = Draft { parent: &self, layer: layer.as_ref(), history, annotations: BTreeMap::new() };
+        self.config = serde_json::from_slice(&draft.config()?)?;
+        self.layers.extend(layer);
+        Ok(self)
+    }
 }
 
 /// The entry that a snapshot adds to the config's history.
@@ -138,12 +170,16 @@ fn complete_history(history: &mut Vec<Value>, layers: usize) -> Result<(), Error
 
 fn put(lease: &Lease, media_type: &str, bytes: &[u8]) -> Result<Descriptor, Error> {
     let (digest, size) = lease.put(bytes)?;
-    Ok(Descriptor { media_type: media_type.to_owned(), digest, size })
+    Ok(Descriptor::new(media_type, digest, size))
 }
 
 fn describe(descriptor: &Descriptor) -> Result<spec::Descriptor, Error> {
     let digest: spec::Digest = to_spec(&descriptor.digest)?;
-    Ok(spec::Descriptor::new(spec::MediaType::from(descriptor.media_type.as_str()), descriptor.size, digest))
+    let mut described = spec::Descriptor::new(spec::MediaType::from(&*descriptor.media_type), descriptor.size, digest);
+    if !descriptor.annotations.is_empty() {
+        described.set_annotations(Some(descriptor.annotations.clone().into_iter().collect()));
+    }
+    Ok(described)
 }
 
 fn to_spec(digest: &Digest) -> Result<spec::Digest, Error> {
@@ -157,7 +193,7 @@ mod tests {
 
     fn layer(seed: &str) -> Layer {
         let digest = Digest::of(seed.as_bytes());
-        let descriptor = Descriptor { media_type: MEDIA_TYPE_LAYER_ZSTD.to_owned(), digest, size: 7 };
+        let descriptor = Descriptor::new(MEDIA_TYPE_LAYER_ZSTD, digest, 7);
         Layer { descriptor, diff_id: DiffId::of(seed.as_bytes()) }
     }
 
@@ -220,7 +256,7 @@ mod tests {
     fn the_same_draft_gives_the_same_bytes() {
         let (parent, top) = (parent(json!({}), &["a"]), layer("b"));
         let draft = draft(&parent, Some(&top));
-        let config = Descriptor { media_type: MEDIA_TYPE_CONFIG.to_owned(), digest: Digest::of(b"c"), size: 1 };
+        let config = Descriptor::new(MEDIA_TYPE_CONFIG, Digest::of(b"c"), 1);
         let first = draft.manifest(&config).unwrap();
         for _ in 0..20 {
             assert_eq!(draft.manifest(&config).unwrap(), first);

@@ -8,7 +8,9 @@ use flate2::{Compress, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::zstd_safe::CParameter;
 
 use crate::image::Compression;
+use crate::image::layer::LEVEL;
 use crate::image::seek_table::Frame;
+use crate::oci::{Crc64, Digest};
 
 /// The most tar bytes in a frame. docs/performance.md has the measurement.
 pub(crate) const FRAME: usize = 1 << 20;
@@ -19,17 +21,50 @@ const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 /// Checksum and length.
 const GZIP_TRAILER: usize = 8;
 
+/// The content of a frame that has nothing but a file's content, or a part of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Chunk {
+    pub(crate) digest: Digest,
+    pub(crate) crc: u64,
+    /// Whether it is all zeros.
+    pub(crate) is_zero: bool,
+    /// Whether the file ends with it.
+    pub(crate) is_last: bool,
+    /// The digest of the file, if it has several chunks and this is the last.
+    pub(crate) file: Option<Box<Digest>>,
+}
+
+impl Chunk {
+    fn of(raw: &[u8], is_last: bool) -> Chunk {
+        let mut crc = Crc64::new();
+        crc.update(raw);
+        let is_zero = raw.iter().all(|byte| *byte == 0);
+        Chunk { digest: Digest::of(raw), crc: crc.value(), is_zero, is_last, file: None }
+    }
+}
+
+/// What a frame is cut for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Whatever came.
+    Anything,
+    /// A file's content alone, and whether its end.
+    Content { is_last: bool },
+}
+
 /// One or more whole frames on their way. The buffers are used again and again.
 #[derive(Default)]
 pub(crate) struct Batch {
     /// Tar bytes.
     pub(crate) raw: Vec<u8>,
-    /// Where frames end in `raw`.
-    ends: Vec<usize>,
+    /// Where frames end in `raw`, and what is in them.
+    ends: Vec<(usize, Holds)>,
     /// Blob bytes, the first `packed_len` of it.
     packed: Vec<u8>,
     packed_len: usize,
     frames: Vec<Frame>,
+    /// Of those frames that have one, in order.
+    pub(crate) chunks: Vec<Chunk>,
 }
 
 impl Batch {
@@ -40,12 +75,12 @@ impl Batch {
 
     /// The tar bytes of the frame that is still open.
     pub(crate) fn open_frame(&self) -> usize {
-        self.raw.len() - self.ends.last().copied().unwrap_or(0)
+        self.raw.len() - self.ends.last().map_or(0, |(end, _)| *end)
     }
 
     /// End the open frame. An empty one stands for an empty tar only.
-    pub(crate) fn cut(&mut self) {
-        self.ends.push(self.raw.len());
+    pub(crate) fn cut(&mut self, holds: Holds) {
+        self.ends.push((self.raw.len(), holds));
     }
 
     /// Whether no frame should be added. A batch holds less than `BATCH + FRAME` bytes of tar.
@@ -76,6 +111,7 @@ impl Batch {
         self.ends.clear();
         self.packed_len = 0;
         self.frames.clear();
+        self.chunks.clear();
     }
 }
 
@@ -89,7 +125,8 @@ pub(crate) enum Encoder {
 impl Encoder {
     pub(crate) fn new(compression: Compression) -> io::Result<Encoder> {
         Ok(match compression {
-            Compression::Zstd { level } => {
+            Compression::Zstd { .. } | Compression::ZstdChunked => {
+                let level = if let Compression::Zstd { level } = compression { level } else { LEVEL };
                 let mut compressor = zstd::bulk::Compressor::new(level)?;
                 compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
                 compressor.set_parameter(CParameter::ChecksumFlag(true))?;
@@ -102,7 +139,7 @@ impl Encoder {
 
     /// Encode the batch's frames.
     pub(crate) fn encode(&mut self, batch: &mut Batch) -> io::Result<()> {
-        let Batch { raw, ends, packed, packed_len, frames } = batch;
+        let Batch { raw, ends, packed, packed_len, frames, chunks } = batch;
         if !matches!(self, Encoder::None) {
             let room = sizes(ends).map(bound).sum();
             if packed.len() < room {
@@ -110,7 +147,7 @@ impl Encoder {
             }
         }
         let mut from = 0;
-        for end in ends.iter().copied() {
+        for (end, holds) in ends.iter().copied() {
             let out = packed.get_mut(*packed_len..).unwrap_or_default();
             let size = match self {
                 Encoder::Zstd(compressor) => compressor.compress_to_buffer(&raw[from..end], out)?,
@@ -118,7 +155,11 @@ impl Encoder {
                 Encoder::None => end - from,
             };
             *packed_len += size;
-            frames.push(Frame { raw: narrow(end - from)?, packed: narrow(size)? });
+            let is_chunk = holds != Holds::Anything;
+            frames.push(Frame { raw: narrow(end - from)?, packed: narrow(size)?, is_chunk });
+            if let Holds::Content { is_last } = holds {
+                chunks.push(Chunk::of(&raw[from..end], is_last));
+            }
             from = end;
         }
         if let Encoder::None = self {
@@ -130,8 +171,8 @@ impl Encoder {
 }
 
 /// The differences between neighbours.
-fn sizes(ends: &[usize]) -> impl Iterator<Item = usize> {
-    ends.iter().scan(0, |from, end| Some(end - std::mem::replace(from, *end)))
+fn sizes(ends: &[(usize, Holds)]) -> impl Iterator<Item = usize> {
+    ends.iter().scan(0, |from, (end, _)| Some(end - std::mem::replace(from, *end)))
 }
 
 /// No encoder makes more of `raw` bytes: `ZSTD_COMPRESSBOUND`, and deflate's stored blocks of at least 16 KiB.
@@ -172,7 +213,7 @@ pub(crate) enum Decoder {
 impl Decoder {
     pub(crate) fn new(compression: Compression) -> io::Result<Decoder> {
         Ok(match compression {
-            Compression::Zstd { .. } => Decoder::Zstd(zstd::bulk::Decompressor::new()?),
+            Compression::Zstd { .. } | Compression::ZstdChunked => Decoder::Zstd(zstd::bulk::Decompressor::new()?),
             Compression::Gzip => Decoder::Gzip(Decompress::new(false)),
             Compression::None => Decoder::None,
         })

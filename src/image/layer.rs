@@ -3,18 +3,22 @@
 //! `docs/layer-format.md` has the bytes. The caller's thread only fills buffers, so that it can read files meanwhile;
 //! workers encode frames; one more thread hashes tar and blob, which cannot be divided, and writes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::ops::Range;
 
 use crate::image::Error;
-use crate::image::frame::{Batch, Encoder, FRAME};
+use crate::image::chunked::{self, Why};
+use crate::image::frame::{Batch, Encoder, FRAME, Holds};
 use crate::image::output::Output;
 use crate::image::pipeline::{Failure, MAX_WORKERS, Pipeline};
 use crate::image::retract::Retraction;
 use crate::image::seek_table;
+use crate::image::tar_entries::{Entries, Piece};
 use crate::oci::{Descriptor, DiffId, MEDIA_TYPE_LAYER, MEDIA_TYPE_LAYER_GZIP, MEDIA_TYPE_LAYER_ZSTD};
+use crate::progress::Progress;
 use crate::store::{BlobWriter, Lease};
 
 /// How a layer is stored.
@@ -25,16 +29,22 @@ pub enum Compression {
         /// The level.
         level: i32,
     },
+    /// zstd at level 1 in podman's `zstd:chunked` format: every file has frames to itself, and a table of contents says
+    /// which, so that podman fetches only files that it does not have.
+    ZstdChunked,
     /// gzip, for registries and tools that know nothing else.
     Gzip,
     /// As it is.
     None,
 }
 
+/// The level if none is asked for.
+pub(crate) const LEVEL: i32 = 1;
+
 impl Default for Compression {
     /// Level 1: on two cores it keeps up with the hash, and level 3 saves 10 % of the bytes for twice the time.
     fn default() -> Compression {
-        Compression::Zstd { level: 1 }
+        Compression::Zstd { level: LEVEL }
     }
 }
 
@@ -42,7 +52,7 @@ impl Compression {
     /// The media type of such a layer.
     pub fn media_type(self) -> &'static str {
         match self {
-            Compression::Zstd { .. } => MEDIA_TYPE_LAYER_ZSTD,
+            Compression::Zstd { .. } | Compression::ZstdChunked => MEDIA_TYPE_LAYER_ZSTD,
             Compression::Gzip => MEDIA_TYPE_LAYER_GZIP,
             Compression::None => MEDIA_TYPE_LAYER,
         }
@@ -65,10 +75,13 @@ const ALONE: usize = 1 << 20;
 /// Room for a small file's headers when it is decided whether it fits into a frame.
 const HEADERS: u64 = 2 << 10;
 
+/// With so many frames of content a table of contents would be longer than it may, and their sums take 80 MiB of memory.
+const MOST_CONTENTS: usize = 1 << 20;
+
 /// Takes a layer's tar and makes its blob; [`finish`](Self::finish) says what it became.
 ///
 /// The blob depends on the bytes, the entries and the compression alone: not on how the bytes were cut into writes, nor
-/// on the number of threads. It takes at most 64 MiB of memory, and 8 bytes for each frame. What a thread cannot do fails
+/// on the number of threads. It takes at most 64 MiB of memory, and 12 bytes for each frame. What a thread cannot do fails
 /// the next write, or `finish`. Dropped, it ends its threads and leaves nothing.
 pub struct LayerWriter {
     compression: Compression,
@@ -78,6 +91,10 @@ pub struct LayerWriter {
     /// What this thread encoded since it last had a blob to itself, in bytes of tar.
     alone: usize,
     position: u64,
+    /// Where files begin and end, if their content is to be alone.
+    entries: Option<Entries>,
+    /// Frames with nothing but content.
+    contents: usize,
     stage: Stage,
 }
 
@@ -119,6 +136,8 @@ impl LayerWriter {
             encoder: Encoder::new(compression).map_err(Error::Write)?,
             alone: 0,
             position: 0,
+            entries: (compression == Compression::ZstdChunked).then(Entries::default),
+            contents: 0,
             stage: Stage::Alone(Box::new(Output::new(blob))),
         })
     }
@@ -132,9 +151,13 @@ impl LayerWriter {
     ///
     /// A file of 64 KiB or more begins a frame; smaller ones share one. A failure is told by the next write.
     pub fn begin_entry(&mut self, content: u64) {
+        if self.entries.is_some() {
+            // Found from the tar itself.
+            return;
+        }
         let open = self.batch.open_frame() as u64;
         if open > 0 && (content >= OWN_FRAME || open + HEADERS + content > FRAME as u64) {
-            let _ = self.cut();
+            let _ = self.cut(Holds::Anything);
         }
     }
 
@@ -169,26 +192,63 @@ impl LayerWriter {
     /// End the stream, make the blob durable, and say what it is.
     ///
     /// Errors: the first failure of the compressor, of a thread or of the disk.
-    pub fn finish(mut self) -> Result<Layer, Error> {
+    pub fn finish(self) -> Result<Layer, Error> {
+        self.finish_for(&Progress::new())
+    }
+
+    /// The same; what there is to say of the layer goes to `progress`'s log.
+    pub fn finish_for(mut self, progress: &Progress) -> Result<Layer, Error> {
         if self.position() == 0 {
             // An empty file is no zstd or gzip stream; an empty frame is.
-            self.batch.cut();
+            self.batch.cut(Holds::Anything);
         }
         let mut output = self.drain().map_err(Failure::into_error)?;
-        if let Compression::Zstd { .. } = self.compression
-            && let Some(table) = seek_table::encode(&output.frames)
-            && let Err(error) = output.blob.write_all(&table)
-        {
+        let (mut end, mut annotations) = (Vec::new(), BTreeMap::new());
+        if let Compression::Zstd { .. } | Compression::ZstdChunked = self.compression {
+            end.extend(seek_table::encode(&output.frames));
+        }
+        if self.compression == Compression::ZstdChunked {
+            let frames: u64 = output.frames.iter().map(|frame| u64::from(frame.packed)).sum();
+            let table = end.iter().map(Vec::len).sum::<usize>();
+            match chunked::trailer(&output, frames + table as u64) {
+                Ok(trailer) => {
+                    end.extend(trailer.pieces);
+                    annotations = trailer.annotations;
+                }
+                Err(Why::Unfit(reason)) => {
+                    progress.log(format!("a layer is stored as plain zstd, since {reason}"));
+                }
+                Err(Why::Failed(error)) => return Err(error),
+            }
+        }
+        if let Err(error) = end.iter().try_for_each(|piece| output.blob.write_all(piece)) {
             return Err(Failure::of_write(error, output).into_error());
         }
         let (digest, size) = output.blob.finish()?;
-        let media_type = self.compression.media_type().to_owned();
-        Ok(Layer { descriptor: Descriptor { media_type, digest, size }, diff_id: output.midstates.diff_id() })
+        let descriptor = Descriptor { annotations, ..Descriptor::new(self.compression.media_type(), digest, size) };
+        Ok(Layer { descriptor, diff_id: output.midstates.diff_id() })
+    }
+
+    /// How many of `bytes` belong into the open frame, what it has with them, and whether it ends there.
+    fn piece(&mut self, bytes: &[u8]) -> (usize, Holds, bool) {
+        let Some(entries) = &mut self.entries else { return (bytes.len(), Holds::Anything, false) };
+        match entries.next(bytes) {
+            (taken, Piece::Content { is_last }) => (taken, Holds::Content { is_last }, is_last),
+            (taken, Piece::Between(Some(entry))) => (taken, Holds::Anything, entry.content > 0),
+            (taken, Piece::Between(None) | Piece::Rest) => (taken, Holds::Anything, false),
+        }
     }
 
     /// End the open frame.
-    fn cut(&mut self) -> io::Result<()> {
-        self.batch.cut();
+    fn cut(&mut self, holds: Holds) -> io::Result<()> {
+        self.batch.cut(holds);
+        if holds != Holds::Anything {
+            self.contents += 1;
+        }
+        if self.contents >= MOST_CONTENTS {
+            // Whatever comes is divided as in any other layer.
+            self.entries = None;
+        }
         if self.batch.is_full() { self.submit() } else { Ok(()) }
     }
 
@@ -235,7 +295,7 @@ impl LayerWriter {
     /// Write all that is left, and take the blob. The writer is of no use until it gets another one.
     fn drain(&mut self) -> Result<Output, Failure> {
         if self.batch.open_frame() > 0 {
-            self.batch.cut();
+            self.batch.cut(Holds::Anything);
         }
         let output = match self.take_stage() {
             Stage::Alone(output) => *output,
@@ -264,11 +324,12 @@ impl Write for LayerWriter {
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = FRAME - self.batch.open_frame();
-            let (piece, after) = rest.split_at(room.min(rest.len()));
+            let (length, holds, ends) = self.piece(&rest[..room.min(rest.len())]);
+            let (piece, after) = rest.split_at(length);
             self.batch.raw.extend_from_slice(piece);
             self.position += piece.len() as u64;
-            if piece.len() == room {
-                self.cut()?;
+            if ends || piece.len() == room {
+                self.cut(holds)?;
             }
             rest = after;
         }

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use crate::image::frame::Batch;
+use crate::image::frame::{Batch, Chunk};
 use crate::image::seek_table::Frame;
-use crate::oci::{DiffId, Hasher};
+use crate::oci::{DiffId, Digest, Hasher};
 use crate::store::BlobWriter;
 
 /// At first, the bytes of tar between two midstates. Hashing so much again takes half a millisecond.
@@ -17,24 +17,44 @@ const MAX_MIDSTATES: usize = 8 << 10;
 pub(crate) struct Output {
     pub(crate) blob: BlobWriter,
     pub(crate) frames: Vec<Frame>,
+    /// Of those frames that have nothing but a file's content, in order.
+    pub(crate) chunks: Vec<Chunk>,
+    /// The content of the file whose chunks are under way.
+    pub(crate) file: Hasher,
     pub(crate) midstates: Midstates,
 }
 
 impl Output {
     pub(crate) fn new(blob: BlobWriter) -> Output {
-        Output { blob, frames: Vec::new(), midstates: Midstates::default() }
+        Output { blob, frames: Vec::new(), chunks: Vec::new(), file: Hasher::new(), midstates: Midstates::default() }
     }
 
     /// Append what was encoded.
     pub(crate) fn append(&mut self, batch: &Batch) -> io::Result<()> {
-        for (_, tar) in batch.frames() {
+        let mut chunks = batch.chunks.iter();
+        for (frame, tar) in batch.frames() {
             self.midstates.update(tar);
             self.midstates.mark();
+            if frame.is_chunk
+                && let Some(chunk) = chunks.next()
+            {
+                let file = self.file_digest(chunk, tar);
+                self.chunks.push(Chunk { file, ..chunk.clone() });
+            }
         }
         self.append_unhashed(batch)
     }
 
-    /// Append what was encoded and is hashed elsewhere.
+    /// The digest of a file that ends with this chunk and has others: only that needs them in order.
+    fn file_digest(&mut self, chunk: &Chunk, bytes: &[u8]) -> Option<Box<Digest>> {
+        if self.file.length() == 0 && chunk.is_last {
+            return None;
+        }
+        self.file.update(bytes);
+        chunk.is_last.then(|| Box::new(std::mem::take(&mut self.file).digest()))
+    }
+
+    /// Append what was encoded, is hashed elsewhere, and has no chunks.
     pub(crate) fn append_unhashed(&mut self, batch: &Batch) -> io::Result<()> {
         self.blob.write_all(batch.packed())?;
         self.frames.extend(batch.frames().map(|(frame, _)| frame));

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::image::frame::{Batch, Decoder, Encoder};
+use crate::image::frame::{Batch, Chunk, Decoder, Encoder, Holds};
 use crate::image::output::{Midstates, Output};
 use crate::image::pipeline::Failure;
 use crate::image::seek_table::Frame;
@@ -22,6 +22,8 @@ struct Step {
     raw: u64,
     /// Where it begins in the blob.
     packed: u64,
+    /// Which of the chunks it is, if it is one.
+    chunk: Option<usize>,
     /// The bytes of it that stay, counted within it.
     kept: Vec<Range<usize>>,
 }
@@ -49,7 +51,7 @@ impl Retraction {
     /// Write what stays to `blob`.
     pub(crate) fn run(self, blob: BlobWriter, encoder: &mut Encoder) -> Result<Output, Error> {
         let first = self.ranges.first().map_or(u64::MAX, |range| range.start);
-        let Output { blob: old, frames, mut midstates } = self.old;
+        let Output { blob: old, frames, chunks, mut midstates, .. } = self.old;
         let file = old.reopen()?;
         let steps = plan(&frames, &self.ranges);
         midstates.rewind(first);
@@ -59,7 +61,7 @@ impl Retraction {
             // Hashing takes as long as everything else together.
             let copying = std::thread::Builder::new()
                 .name("snapfs-copy".to_owned())
-                .spawn_scoped(scope, || copy(&file, &steps, new, compression, encoder))
+                .spawn_scoped(scope, || copy(&file, &steps, &chunks, new, compression, encoder))
                 .map_err(Error::Write)?;
             let hashed = hash(&file, &steps, compression, &mut midstates);
             let copied = copying.join().unwrap_or_else(|_| Err(Failure::lost().into_error()));
@@ -70,7 +72,7 @@ impl Retraction {
 
 /// What becomes of each frame.
 fn plan(frames: &[Frame], ranges: &[Range<u64>]) -> Vec<Step> {
-    let (mut raw, mut packed, mut ranges) = (0, 0, ranges);
+    let (mut raw, mut packed, mut chunks, mut ranges) = (0, 0, 0, ranges);
     let mut steps = Vec::with_capacity(frames.len());
     for &frame in frames {
         let end = raw + u64::from(frame.raw);
@@ -86,7 +88,9 @@ fn plan(frames: &[Frame], ranges: &[Range<u64>]) -> Vec<Step> {
             at = range.end;
         }
         keep(&mut kept, raw, at..end);
-        steps.push(Step { frame, raw, packed, kept });
+        let chunk = frame.is_chunk.then_some(chunks);
+        chunks += usize::from(frame.is_chunk);
+        steps.push(Step { frame, raw, packed, chunk, kept });
         raw = end;
         packed += u64::from(frame.packed);
     }
@@ -138,6 +142,7 @@ fn hash(file: &File, steps: &[Step], compression: Compression, midstates: &mut M
 fn copy(
     file: &File,
     steps: &[Step],
+    chunks: &[Chunk],
     mut new: Output,
     compression: Compression,
     encoder: &mut Encoder,
@@ -149,6 +154,7 @@ fn copy(
     for run in remaining.chunk_by(|one, next| one.is_whole() && next.is_whole() && one.end() == next.packed) {
         let appended = if run[0].is_whole() {
             new.frames.extend(run.iter().map(|step| step.frame));
+            new.chunks.extend(run.iter().filter_map(|step| chunks.get(step.chunk?).cloned()));
             let (mut at, end) = (run[0].packed, run[run.len() - 1].end());
             loop {
                 chunk.resize((end - at).min(CHUNK) as usize, 0);
@@ -161,7 +167,8 @@ fn copy(
             }
         } else {
             reader.read(run[0]).map_err(Error::ReadBack)?.for_each(|part| batch.raw.extend_from_slice(part));
-            batch.cut();
+            // What is left of content would not be a file's.
+            batch.cut(Holds::Anything);
             encoder.encode(&mut batch).map_err(Error::Write)?;
             let written = new.append_unhashed(&batch);
             batch.clear();

@@ -19,6 +19,8 @@ pub(crate) struct Frame {
     pub(crate) raw: u32,
     /// Bytes of the blob.
     pub(crate) packed: u32,
+    /// Whether it has nothing but a file's content. The table does not say so.
+    pub(crate) is_chunk: bool,
 }
 
 /// The table for a blob that consists of `frames`; `None` if there are more than a table can hold.
@@ -45,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_bytes_are_the_specifications() {
-        let table = encode(&[Frame { raw: 0x0102_0304, packed: 0x0a0b }]).unwrap();
+        let table = encode(&[Frame { raw: 0x0102_0304, packed: 0x0a0b, is_chunk: false }]).unwrap();
         let expected = [
             0x5e, 0x2a, 0x4d, 0x18, 17, 0, 0, 0, // the skippable frame and its length
             0x0b, 0x0a, 0, 0, 4, 3, 2, 1, // compressed and decompressed size

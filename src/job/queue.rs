@@ -57,6 +57,11 @@ impl<T> Queue<T> {
         self.changed.notify_all();
     }
 
+    /// Whether nothing more is handed out.
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
     /// How many items wait.
     pub(super) fn len(&self) -> usize {
         self.inner.lock().waiting.len()

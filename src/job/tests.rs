@@ -4,8 +4,12 @@ use std::time::Duration;
 
 fn jobs(workers: usize) -> (Jobs<String>, Receiver<JobId>) {
     let (ended, ends) = unbounded();
-    let on_end = Box::new(move |id| ended.send(id).unwrap());
-    (Jobs::new(workers, on_end, Box::new(|_, why| format!("{why:?}"))), ends)
+    let on_change = Box::new(move |job: &Job<String>| {
+        if job.state().is_terminal() {
+            ended.send(job.id).unwrap();
+        }
+    });
+    (Jobs::new(workers, on_change, Box::new(|_, why| format!("{why:?}"))), ends)
 }
 
 fn brief(subject: &str) -> Brief {

@@ -8,6 +8,8 @@ pub const AUTHORS: &str = "org.opencontainers.image.authors";
 pub const DESCRIPTION: &str = "org.opencontainers.image.description";
 /// The name of an entry of `index.json` (image-spec `image-layout.md`).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The whole name of an entry of `index.json`, as containerd and docker write it into archives.
+pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// The image that the container was started from.
 pub const BASE_NAME: &str = "org.opencontainers.image.base.name";
 
@@ -29,5 +31,9 @@ pub const ROUNDS: &str = "io.snapfs.rounds";
 pub const FROZEN_BYTES: &str = "io.snapfs.frozen_bytes";
 /// How many files changed under the reader (`pause=none`), and are therefore not as they were at any one time.
 pub const TORN_FILES: &str = "io.snapfs.torn_files";
+/// Their paths, a line each, as `changes` spells them; of very many the first, and how many there are more.
+pub const TORN: &str = "io.snapfs.torn";
+/// Where in the container its volumes were that are layers of the image, a line each (`volumes=include`).
+pub const VOLUMES: &str = "io.snapfs.volumes";
 /// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.
 pub const SKIPPED_SOCKETS: &str = "io.snapfs.skipped_sockets";

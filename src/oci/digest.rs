@@ -90,6 +90,13 @@ digest_type!(
     ChainId
 );
 
+impl Digest {
+    /// The same bytes as a layer's tar: what a blob that is not compressed has for a DiffID.
+    pub fn as_diff_id(&self) -> DiffId {
+        DiffId(self.0)
+    }
+}
+
 impl ChainId {
     /// The chain of `diff_ids`, bottom first; `None` for no layers.
     pub fn of_layers(diff_ids: &[DiffId]) -> Option<ChainId> {

@@ -120,6 +120,7 @@ impl Inner {
             }
         }
         self.sound.lock().insert(digest);
+        self.changed();
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::store::backend::{DirBackend, FileKind};
 use crate::store::disk::Disk;
 use crate::store::document::{DOCUMENT_LIMIT, children, is_document, spelled_digests};
 use crate::store::record::RECORD_LIMIT;
-use crate::store::{Error, Store, layout};
+use crate::store::{Change, Error, Store, layout};
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,10 +53,10 @@ fn mark<T: Clone + Eq + Hash, E>(
 }
 
 impl Store {
-    /// [`gc`](Self::gc) for the store in a directory without a daemon, which must be there: a mistyped path makes no store.
-    pub fn gc_dir(place: &Path) -> Result<Collected, Error> {
+    /// [`open_dir`](Self::open_dir) for a directory that must be there: a mistyped path makes no store.
+    pub fn open_existing(place: &Path) -> Result<Store, Error> {
         DirBackend::open_unlocked(place)?;
-        Store::open_dir(place)?.gc()
+        Store::open_dir(place)
     }
 
     /// Remove every blob that no name leads to and no lease holds. What a damaged file still spells counts as needed.
@@ -96,6 +96,8 @@ impl Store {
                 collected.bytes += size;
             }
         }
+        inner.changed();
+        inner.watch.tell(&Change::Collected { blobs: collected.blobs, bytes: collected.bytes });
         Ok(collected)
     }
 }

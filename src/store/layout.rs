@@ -20,6 +20,8 @@ pub(crate) const LOCK_FILE: &str = "lock";
 pub(crate) const BLOBS: &str = "blobs/sha256";
 /// One record for every image name.
 pub(crate) const NAMES: &str = "names";
+/// The policy by which names are removed.
+pub(crate) const RETENTION: &str = "retention";
 /// Unfinished files, one directory for every lease.
 pub(crate) const STAGE: &str = "stage";
 /// Facts that can be found out again.
@@ -43,7 +45,7 @@ pub(crate) fn parse_version(bytes: &[u8]) -> Option<u64> {
 /// Whether a name at the top of a directory may be there before the store is: ours from a first start that was cut
 /// short, or what mkfs makes.
 pub(crate) fn is_expected_at_top(name: &str) -> bool {
-    [VERSION_FILE, LOCK_FILE, "blobs", NAMES, STAGE, CACHE, QUARANTINE, "lost+found"].contains(&name)
+    [VERSION_FILE, LOCK_FILE, "blobs", NAMES, RETENTION, STAGE, CACHE, QUARANTINE, "lost+found"].contains(&name)
 }
 
 /// Where a blob is.

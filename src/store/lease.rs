@@ -36,6 +36,10 @@ impl Pins {
         }
     }
 
+    pub(crate) fn is_held(&self, digest: &Digest) -> bool {
+        self.0.lock().counts.contains_key(digest)
+    }
+
     fn unpin(&self, digest: &Digest) {
         let mut held = self.0.lock();
         if let Some(count) = held.counts.get_mut(digest) {

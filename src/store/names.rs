@@ -134,7 +134,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn record() -> Arc<Record> {
-        let manifest = Descriptor { media_type: MEDIA_TYPE_MANIFEST.to_owned(), digest: Digest::of(b""), size: 0 };
+        let manifest = Descriptor::new(MEDIA_TYPE_MANIFEST, Digest::of(b""), 0);
         Arc::new(Record::new(manifest, Timestamp::UNIX_EPOCH))
     }
 

@@ -84,7 +84,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn record() -> Record {
-        let manifest = Descriptor { media_type: MEDIA_TYPE_MANIFEST.to_owned(), digest: Digest::of(b"m"), size: 1 };
+        let manifest = Descriptor::new(MEDIA_TYPE_MANIFEST, Digest::of(b"m"), 1);
         let mut record = Record::new(manifest, Timestamp::from_second(1_700_000_000).unwrap());
         record.labels.insert("key".to_owned(), "a\nb \u{1f980}".to_owned());
         record

@@ -1,7 +1,9 @@
 //! All image names as they are on the disk, sound or not.
 
 use std::collections::HashSet;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::oci::ImageName;
 use crate::store::backend::FileKind;
@@ -35,6 +37,7 @@ impl Scan {
 /// Errors: the top directory cannot be listed.
 pub(crate) fn scan(disk: &Disk) -> Result<Scan, Error> {
     let mut scan = Scan::default();
+    let mut files = Vec::new();
     let mut open = vec![PathBuf::from(layout::NAMES)];
     while let Some(directory) = open.pop() {
         let entries = match disk.list(&directory) {
@@ -53,21 +56,47 @@ pub(crate) fn scan(disk: &Disk) -> Result<Scan, Error> {
                     scan.directories.push(path.clone());
                     open.push(path);
                 }
-                FileKind::File => match read(disk, &path) {
-                    Ok(Some(image)) => scan.images.push(image),
-                    Ok(None) => {}
-                    Err(problem) => scan.bad.push((path, problem)),
-                },
+                FileKind::File => files.push(path),
                 FileKind::Other => {
                     scan.bad.push((path, Problem::BadRecord { reason: "it is not a regular file".to_owned() }));
                 }
             }
         }
     }
+    for (path, found) in read_all(disk, files) {
+        match found {
+            Ok(Some(image)) => scan.images.push(image),
+            Ok(None) => {}
+            Err(problem) => scan.bad.push((path, problem)),
+        }
+    }
     Ok(scan)
 }
 
-fn read(disk: &Disk, path: &Path) -> Result<Option<(ImageName, Record)>, Problem> {
+type Found = Result<Option<(ImageName, Record)>, Problem>;
+
+/// From so many records on they are read by several threads: a start must not wait for one after the other.
+const MANY: usize = 2048;
+
+fn read_all(disk: &Disk, files: Vec<PathBuf>) -> Vec<(PathBuf, Found)> {
+    let read_some = |files: &[PathBuf]| -> Vec<Found> { files.iter().map(|path| read(disk, path)).collect() };
+    let threads = if files.len() < MANY { 1 } else { thread::available_parallelism().map_or(1, NonZero::get).min(8) };
+    let share = files.len().div_ceil(threads).max(1);
+    let found: Vec<Found> = thread::scope(|scope| {
+        let mut parts = files.chunks(share);
+        let own = parts.next().unwrap_or_default();
+        let others: Vec<_> = parts.map(|part| (part, scope.spawn(move || read_some(part)))).collect();
+        let mut found = read_some(own);
+        for (part, thread) in others {
+            // One that panicked is done again by this thread, whose panic it then is.
+            found.extend(thread.join().unwrap_or_else(|_| read_some(part)));
+        }
+        found
+    });
+    files.into_iter().zip(found).collect()
+}
+
+fn read(disk: &Disk, path: &Path) -> Found {
     let bad = |reason: String| Problem::BadRecord { reason };
     let bytes = match disk.read(path, RECORD_LIMIT) {
         Ok(Some(bytes)) => bytes,

@@ -8,7 +8,7 @@ use crate::store::blob::read_document;
 use crate::store::disk::parent;
 use crate::store::document::{DEEPEST, DOCUMENT_LIMIT, children, is_document};
 use crate::store::record::{RECORD_LIMIT, Record};
-use crate::store::{Error, Inner, Lease, Store, layout};
+use crate::store::{Change, Error, Inner, Lease, Store, layout};
 
 /// Whether a name that stands for an image may move to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,11 @@ impl Store {
             }
             return Err(error);
         }
+        let replaced = self.record(name).is_some();
         inner.names.write().insert(name.clone(), Arc::clone(&record));
+        inner.changed();
+        let manifest = record.manifest.digest;
+        inner.watch.tell(&Change::Named { name: name.clone(), manifest, replaced });
         Ok(record)
     }
 
@@ -85,6 +89,7 @@ impl Store {
             return Ok(());
         }
         inner.require_free(to, replace)?;
+        let replaced = self.record(to).is_some();
         let (old, new) = (layout::record(from), layout::record(to));
         let made = inner.make_directories(to)?;
         if let Err(error) = inner.disk.rename(&old, &new) {
@@ -96,8 +101,16 @@ impl Store {
             true => Ok(()),
             false => inner.disk.sync_dir(parent(&old)),
         });
-        let taken_back =
-            synced.is_err() && Inner::put_back(inner, from).and_then(|()| Inner::put_back(inner, to)).is_ok();
+        let take_back = || {
+            // Each before the other goes, as far as the disk lets us: the directories were changed again, so these
+            // syncs are no second tries.
+            Inner::put_back(inner, from)?;
+            let _ = inner.disk.sync_dir(parent(&old));
+            Inner::put_back(inner, to)?;
+            let _ = inner.disk.sync_dir(parent(&new));
+            Ok::<(), Error>(())
+        };
+        let taken_back = synced.is_err() && take_back().is_ok();
         if taken_back {
             inner.prune(&made);
         } else {
@@ -108,6 +121,8 @@ impl Store {
                 vacated
             };
             inner.prune(&inner.still_empty(vacated));
+            inner.changed();
+            inner.watch.tell(&Change::Renamed { from: from.clone(), to: to.clone(), replaced });
         }
         synced
     }
@@ -128,6 +143,8 @@ impl Store {
         if synced.is_ok() || Inner::put_back(inner, name).is_err() {
             let vacated = inner.names.write().remove(name);
             inner.prune(&inner.still_empty(vacated));
+            inner.changed();
+            inner.watch.tell(&Change::Removed { name: name.clone() });
         }
         synced
     }
@@ -194,7 +211,7 @@ impl Inner {
     }
 
     /// Take back a change whose durability failed: what memory says of the name goes to the disk again.
-    fn put_back(inner: &Arc<Inner>, name: &ImageName) -> Result<(), Error> {
+    pub(crate) fn put_back(inner: &Arc<Inner>, name: &ImageName) -> Result<(), Error> {
         let before = inner.names.read().get(name).cloned();
         let path = layout::record(name);
         match before {
@@ -225,7 +242,7 @@ impl Inner {
         }
     }
 
-    fn encode(&self, name: &ImageName, record: &Record) -> Result<Vec<u8>, Error> {
+    pub(crate) fn encode(&self, name: &ImageName, record: &Record) -> Result<Vec<u8>, Error> {
         let path = layout::record(name);
         let bytes = record.encode().map_err(|error| self.disk.error("encode", &path, error.into()))?;
         match bytes.len() as u64 {

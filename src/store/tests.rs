@@ -21,12 +21,12 @@ fn name(text: &str) -> ImageName {
 }
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
-    Descriptor { media_type: media_type.to_owned(), digest: Digest::of(bytes), size: bytes.len() as u64 }
+    Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64)
 }
 
 fn put(lease: &Lease, media_type: &str, bytes: &[u8]) -> Descriptor {
     let (digest, size) = lease.put(bytes).unwrap();
-    Descriptor { media_type: media_type.to_owned(), digest, size }
+    Descriptor::new(media_type, digest, size)
 }
 
 fn put_image(lease: &Lease, layer: &[u8]) -> Descriptor {

@@ -21,6 +21,8 @@ const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 const OUTPUT: usize = 1024 * 1024;
 /// How long the outputs are read after the child's end, where a process that it left behind still holds them.
 const GRACE: Duration = Duration::from_millis(100);
+/// How long a child runs between two looks at whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long a killed child may take to end before it is left to a thread of its own.
 const DEATH: Duration = Duration::from_secs(1);
 /// The longest part of a child's last line that goes into a message, in characters.
@@ -84,6 +86,12 @@ pub enum Error {
         after: Duration,
         /// The last line of its standard error.
         line: String,
+    },
+    /// The program is no longer wanted; it and its process group were killed.
+    #[error("{program} was killed because the job was cancelled")]
+    Unwanted {
+        /// The program's name or path.
+        program: String,
     },
     /// The program wrote more than it may; it and its process group were killed.
     #[error("{program} wrote more than {limit} bytes and was killed")]
@@ -192,10 +200,18 @@ impl Program {
     /// # Errors
     /// [`Error::Start`], [`Error::TimedOut`] after `limit`, [`Error::TooMuchOutput`] and [`Error::Listen`].
     pub fn run(&self, limit: Duration) -> Result<Output, Error> {
+        self.run_while(limit, &|| true)
+    }
+
+    /// The same, as long as `wanted` says so: it is asked several times a second.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run), and [`Error::Unwanted`].
+    pub fn run_while(&self, limit: Duration, wanted: &dyn Fn() -> bool) -> Result<Output, Error> {
         let deadline = Instant::now() + limit;
         let mut child = self.start().map_err(|source| Error::Start { program: self.name.clone(), source })?;
         let mut outputs = [Vec::new(), Vec::new()];
-        let ended = self.listen(&mut child, &mut outputs, deadline);
+        let ended = self.listen(&mut child, &mut outputs, deadline, wanted);
         let status = match ended {
             Ok(true) => child.wait(),
             Ok(false) => {
@@ -238,7 +254,13 @@ impl Program {
     }
 
     /// Read both outputs until the child has ended and they are closed; false if it has not ended at the deadline.
-    fn listen(&self, child: &mut Child, outputs: &mut [Vec<u8>; 2], deadline: Instant) -> Result<bool, Error> {
+    fn listen(
+        &self,
+        child: &mut Child,
+        outputs: &mut [Vec<u8>; 2],
+        deadline: Instant,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<bool, Error> {
         let failed = |source: io::Error| Error::Listen { program: self.name.clone(), source };
         let pidfd = pidfd_of(child.id()).map_err(failed)?;
         let mut pipes = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
@@ -252,12 +274,15 @@ impl Program {
             if left.is_zero() {
                 return Ok(ended_at.is_some());
             }
+            if ended_at.is_none() && !wanted() {
+                return Err(Error::Unwanted { program: self.name.clone() });
+            }
             let mut files: Vec<PollFd<'_>> =
                 pipes.iter().flatten().map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
             if ended_at.is_none() {
                 files.push(PollFd::new(&pidfd, PollFlags::IN));
             }
-            poll(&mut files, left).map_err(failed)?;
+            poll(&mut files, left.min(LOOK)).map_err(failed)?;
             let ready: Vec<bool> = files.iter().map(|file| !file.revents().is_empty()).collect();
             let mut ready = ready.into_iter();
             for (pipe, output) in pipes.iter_mut().zip(outputs.iter_mut()) {

@@ -2,7 +2,7 @@
 
 use crate::api::{Error, ErrorKind, Verb};
 use crate::tree::attr::Caller;
-use crate::tree::file::{ContainerFile, ImageFile};
+use crate::tree::file::{ContainerFile, ImageFile, RootFile};
 use crate::tree::handle::{Command, Conversation, Handle, Outcome, Talk};
 use crate::tree::node::Node;
 use crate::tree::{Reply, Tree, wait_for};
@@ -24,34 +24,44 @@ snapfs: containers and images as files
   ls images/img/rootfs                     its files; layers/N/tree has those of one layer
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
   mv images/img images/other               rename (replaces an image of that name)
+  cp images/img/oci.tar img.tar            the image as one archive, for podman load, docker load, skopeo
+  cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
   echo img:stable > images/img/tag         one more name for the same image
   rmdir images/img                         delete the name; blobs nobody refers to are collected later
+  echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
+  echo 'web-* keep=24' >> retention        which names may go: echo dry-run > gc; cat gc; cat events: what happens
 
   echo 'img async' > containers/NAME/commit    do not wait; follow jobs/last/state, cat jobs/last/wait
   echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
 
 A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
-  message= author= description= label.KEY= annotation.KEY= pause=seal|full|none compression=zstd[:LEVEL]|gzip|none create async
+  message= author= description= label.KEY= annotation.KEY= change='USER web' volumes=skip|declare|include
+  pause=seal|full|none|stop compression=zstd[:LEVEL]|zstd:chunked|gzip|none create async
 A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
-Tools that read no zstd, such as umoci 0.4, want compression=gzip.
+Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls compression=zstd:chunked file by file.
 ";
 
 impl Tree {
     /// A write to a control file. The answer comes when the command has been carried out, unless it is asynchronous.
     ///
-    /// The offset does not matter.
+    /// The offset matters to archives and to files that keep what is written.
     pub fn write(
         &self,
         fh: u64,
-        _offset: u64,
+        offset: u64,
         bytes: &[u8],
         nonblock: bool,
         caller: &Caller,
     ) -> Result<Reply<u32>, Error> {
-        let Handle::Control(conversation) = self.handle(fh)? else {
-            return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written"));
-        };
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let conversation = match self.handle(fh)? {
+            Handle::Control(conversation) => conversation,
+            Handle::Import(receiving) => return self.write_archive(&receiving, offset, bytes, caller),
+            Handle::Written(open) => {
+                return self.write_written(open, offset, bytes, caller);
+            }
+            _ => return Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
+        };
         let refused = |error| self.refused(&conversation.node, caller, bytes, error);
         self.check_writer(&conversation, caller).map_err(refused)?;
         let line = line(bytes);
@@ -95,14 +105,19 @@ impl Tree {
     /// Who opened the file may write to it, and nobody else through the descriptor: a program with more rights than its
     /// user must not be made to write what the user chose. Nor may a process inside a container.
     fn check_writer(&self, conversation: &Conversation, caller: &Caller) -> Result<(), Error> {
-        if caller.uid != conversation.opener.uid {
-            let message = format!(
-                "user {} opened the control file, and user {} writes to it; open it as the user who writes",
-                conversation.opener.uid, caller.uid
-            );
-            return Err(Error::new(ErrorKind::Denied, message));
-        }
+        self.check_opener(&conversation.opener, caller)?;
         self.api.authorise(caller.tid)
+    }
+
+    pub(super) fn check_opener(&self, opener: &Caller, caller: &Caller) -> Result<(), Error> {
+        if caller.uid == opener.uid {
+            return Ok(());
+        }
+        let message = format!(
+            "user {} opened the control file, and user {} writes to it; open it as the user who writes",
+            opener.uid, caller.uid
+        );
+        Err(Error::new(ErrorKind::Denied, message))
     }
 
     fn refused(&self, node: &Node, caller: &Caller, bytes: &[u8], error: Error) -> Error {
@@ -128,6 +143,10 @@ impl Tree {
                     Err(error) => Err(error),
                 }
             }
+            Node::RootFile(RootFile::Gc) => match self.api.submit_gc(line, caller.uid) {
+                Ok(job) => return Outcome::Job { job, detached: nonblock },
+                Err(error) => Err(error),
+            },
             Node::JobFile(id, _) => self.api.cancel(*id, line),
             _ => Err(Error::new(ErrorKind::ReadOnly, "only control files can be written")),
         };

@@ -34,6 +34,12 @@ files!(
         Readme "README" "how to use this tree, one screen",
         Version "version" "the version of snapfs",
         Health "health" "the daemon's state, one \"key value\" a line",
+        Metrics "metrics" "numbers, in Prometheus' text format",
+        Events "events" "what happens from now on, a line of JSON each; reading waits for it",
+        Retention "retention" "which image names may go: lines of PATTERN keep=NUMBER within=TIME",
+        Gc "gc" "write 1: apply retention, remove what no image needs; write dry-run: say what would go",
+        LastError "last_error" "the last failed request on retention and gc, in full",
+        Import "import" "write the bytes of an OCI or docker archive: its images; read: the last result",
     }
 );
 
@@ -64,9 +70,12 @@ files!(
         Config "config.json" "the image config, byte for byte",
         Digest "digest" "the manifest's digest",
         Size "size" "bytes of all blobs, each counted once",
+        UnpackedSize "unpacked_size" "bytes of all layers when they are unpacked",
+        UniqueSize "unique_size" "bytes of the blobs that no other name needs: what rmdir frees",
         Created "created" "when the image was made, RFC 3339",
         Parent "parent" "the image it was made on, empty if unknown",
         Kind "kind" "commit, checkpoint or image",
+        Archive "oci.tar" "the whole image as one archive, for skopeo, podman load and docker load",
         Tag "tag" "write \"NAME\": one more name for this image",
         LastError "last_error" "the last failed request on this image, in full",
     }
@@ -88,7 +97,7 @@ files!(
     JobFile {
         Command "command" "the file that was written to, and the line",
         State "state" "queued, running, done, failed or cancelled",
-        Progress "progress" "phase, bytes and files so far",
+        Progress "progress" "phase, bytes and files so far and in all, bytes a second, seconds so far and left",
         Log "log" "what was done that the command did not say, a line each",
         Error "error" "why it failed, empty if it did not",
         Result "result" "what it made: the manifest's digest",
@@ -96,6 +105,13 @@ files!(
         Wait "wait" "reading blocks until the job has ended, then gives its state",
     }
 );
+
+impl RootFile {
+    /// Whether a write is a command.
+    pub fn is_control(self) -> bool {
+        matches!(self, RootFile::Import | RootFile::Gc)
+    }
+}
 
 impl ContainerFile {
     /// Whether a write is a command.
@@ -129,7 +145,7 @@ impl ImageFile {
 
     /// Whether the file speaks of the name, which can change, and not of the image, which cannot.
     pub(super) fn follows_the_name(self) -> bool {
-        self == ImageFile::LastError
+        matches!(self, ImageFile::LastError | ImageFile::UniqueSize)
     }
 }
 
@@ -166,6 +182,24 @@ pub(super) fn encode_name(text: &str) -> String {
     if name.is_empty() { "%".to_owned() } else { name }
 }
 
+/// The text that [`encode_name`] made a name of; `None` if it made none of them so.
+pub(super) fn decode_name(name: &str) -> Option<String> {
+    if name == "%" {
+        return Some(String::new());
+    }
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +213,16 @@ mod tests {
         assert_eq!(encode_name(""), "%");
         assert_eq!(encode_name(&"é".repeat(1000)).len(), 255);
         assert_ne!(encode_name(&"x".repeat(1000)), encode_name(&"x".repeat(1001)));
+    }
+
+    #[test]
+    fn names_are_decoded() {
+        for text in ["", "a/b", "100%", ".x", "é\n", "%2F", "plain"] {
+            assert_eq!(decode_name(&encode_name(text)).as_deref(), Some(text));
+        }
+        for wrong in ["%2", "a%", "%zz", "%FF", "%+1"] {
+            assert_eq!(decode_name(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

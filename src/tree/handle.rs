@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Coming, Content, Error, SnapfsJob};
+use crate::api::{Archive, Coming, Content, Error, EventReader, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
+use crate::tree::import::Receiving;
 use crate::tree::node::Node;
 use crate::tree::view::InView;
+use crate::tree::written;
 
 /// What is behind a file handle.
 #[derive(Debug, Clone)]
@@ -21,6 +23,14 @@ pub(super) enum Handle {
     Wait(Arc<SnapfsJob>),
     /// A control file.
     Control(Arc<Conversation>),
+    /// A label or the policy, for writing.
+    Written(Arc<written::Open>),
+    /// What happens.
+    Events { reader: Arc<EventReader>, nonblock: bool },
+    /// An archive that is being written.
+    Import(Arc<Receiving>),
+    /// An image as an archive.
+    Archive(Arc<Archive>),
     /// A blob.
     Stored(Arc<std::fs::File>),
     /// A file of an image.
@@ -159,9 +169,11 @@ impl Handles {
         self.open.get(&fh).cloned()
     }
 
-    pub(super) fn remove(&mut self, fh: u64) {
-        if let Some(Handle::Coming(coming)) = self.open.remove(&fh) {
+    pub(super) fn remove(&mut self, fh: u64) -> Option<Handle> {
+        let closed = self.open.remove(&fh);
+        if let Some(Handle::Coming(coming)) = &closed {
             coming.cancel();
         }
+        closed
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::api::{Error, ImageEntry, ImageKey, Snapfs};
 use crate::tree::file::{ImageFile, LayerFile, encode_name};
+use crate::tree::labels::LABELS;
 use crate::tree::node::Node;
 
 const ANNOTATIONS: &str = "annotations";
@@ -30,6 +31,9 @@ pub(super) fn list(api: &Snapfs, prefix: &str) -> Vec<(String, Node)> {
 /// A colon may be written as `%3A`, for tools that split paths at one.
 pub(super) fn find(api: &Snapfs, prefix: &str, name: &str) -> Option<Node> {
     let path = join(prefix, name);
+    if !path.contains("%3A") {
+        return api.image_entry_at(&path).map(|entry| node(&path, entry));
+    }
     [path.replace("%3A", ":"), path].into_iter().find_map(|path| Some(node(&path, api.image_entry_at(&path)?)))
 }
 
@@ -39,6 +43,7 @@ pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {
         files.map(|(file, name, _)| ((*name).to_owned(), Node::ImageFile(key.clone(), *file))).collect();
     entries.push((ANNOTATIONS.to_owned(), Node::Annotations(key.clone())));
     entries.push((BLOBS.to_owned(), Node::Blobs(key.clone())));
+    entries.push((LABELS.to_owned(), Node::Labels(key.clone())));
     entries.push((LAYERS.to_owned(), Node::Layers(key.clone())));
     entries.push((ROOTFS.to_owned(), Node::View(key.clone(), None)));
     entries
@@ -48,6 +53,7 @@ pub(super) fn entry(key: &ImageKey, name: &str) -> Option<Node> {
     match name {
         ANNOTATIONS => Some(Node::Annotations(key.clone())),
         BLOBS => Some(Node::Blobs(key.clone())),
+        LABELS => Some(Node::Labels(key.clone())),
         LAYERS => Some(Node::Layers(key.clone())),
         ROOTFS => Some(Node::View(key.clone(), None)),
         _ => ImageFile::of(name).map(|file| Node::ImageFile(key.clone(), file)),
@@ -96,9 +102,12 @@ pub(super) fn text(api: &Snapfs, key: &ImageKey, file: ImageFile) -> Result<Vec<
         ImageFile::Config => Ok(image.config_bytes.clone()),
         ImageFile::Digest => line(&key.manifest.digest.to_string()),
         ImageFile::Size => line(&image.size().to_string()),
+        ImageFile::UnpackedSize => line(&api.unpacked_size(key)?.to_string()),
+        ImageFile::UniqueSize => line(&api.unique_size(key)?.to_string()),
         ImageFile::Created => line(image.created.as_deref().unwrap_or_default()),
         ImageFile::Parent => line(image.parent().unwrap_or_default()),
         ImageFile::Kind => line(image.kind()),
+        ImageFile::Archive => Err(Error::new(crate::api::ErrorKind::Invalid, "an archive is not read as a text")),
         ImageFile::Tag => Ok(api.last_result(&key.subject()).into_bytes()),
         ImageFile::LastError => Ok(api.last_error(&key.subject()).into_bytes()),
     }

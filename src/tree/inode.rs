@@ -55,14 +55,21 @@ impl Inodes {
         *held = held.saturating_sub(lookups);
         if *held == 0
             && let Some((node, _)) = self.by_number.remove(&ino)
+            && self.by_node.get(&node) == Some(&ino)
         {
             self.by_node.remove(&node);
         }
     }
 
+    /// The kernel was told that the directory `node` is removed, and finds nothing in that inode from then on. Should the
+    /// same image get the same name again, it is another inode.
+    pub(super) fn retire(&mut self, node: &Node) {
+        self.by_node.remove(node);
+    }
+
     #[cfg(test)]
     fn len(&self) -> usize {
-        assert_eq!(self.by_node.len(), self.by_number.len());
+        assert!(self.by_node.len() <= self.by_number.len());
         self.by_number.len()
     }
 }
@@ -83,6 +90,20 @@ mod tests {
         let again = inodes.look_up(Node::Jobs);
         assert_ne!(again, first, "a number is never given out twice");
         assert_eq!(inodes.len(), 2);
+    }
+
+    #[test]
+    fn what_was_removed_comes_back_under_another_number() {
+        let mut inodes = Inodes::new();
+        let (first, again) = (inodes.look_up(Node::Jobs), inodes.look_up(Node::Jobs));
+        assert_eq!(first, again);
+        inodes.retire(&Node::Jobs);
+        let second = inodes.look_up(Node::Jobs);
+        assert_ne!(second, first);
+        assert_eq!(inodes.node(first), Some(&Node::Jobs), "who has it open still has it");
+        inodes.forget(first, 2);
+        assert_eq!(inodes.node(first), None);
+        assert_eq!(inodes.look_up(Node::Jobs), second);
     }
 
     #[test]

@@ -36,8 +36,20 @@ pub(super) fn text(job: &SnapfsJob, file: JobFile) -> Vec<u8> {
         JobFile::Command => format!("{}\n", job.brief.command),
         JobFile::State | JobFile::Wait => format!("{}\n", job.state()),
         JobFile::Progress => {
-            let (bytes, files) = job.progress.counts();
-            format!("phase {}\nbytes {bytes}\nfiles {files}\n", job.progress.phase())
+            let progress = &job.progress;
+            let (bytes, files) = progress.counts();
+            let mut text = format!("phase {}\nbytes {bytes}\nfiles {files}\n", progress.phase());
+            if let Some((bytes, files)) = progress.totals() {
+                text.push_str(&format!("bytes_total {bytes}\nfiles_total {files}\n"));
+            }
+            if let Some(rate) = progress.rate() {
+                text.push_str(&format!("rate {rate}\n"));
+            }
+            text.push_str(&format!("elapsed {:.3}\n", progress.elapsed().as_secs_f64()));
+            if let Some(remaining) = progress.remaining().filter(|_| !job.state().is_terminal()) {
+                text.push_str(&format!("remaining {}\n", remaining.as_secs()));
+            }
+            text
         }
         JobFile::Log => job.progress.lines().iter().map(|line| format!("{line}\n")).collect(),
         JobFile::Error => match job.outcome() {

@@ -1,5 +1,7 @@
 //! [`Node`]: every kind of node there is, in one place.
 
+use std::sync::Arc;
+
 use crate::api::{ContainerKey, Digest, ImageKey, JobId};
 use crate::tree::attr::Kind;
 use crate::tree::file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
@@ -24,6 +26,9 @@ pub(super) enum Node {
     ImageFile(ImageKey, ImageFile),
     Annotations(ImageKey),
     Annotation(ImageKey, String),
+    /// The labels of the name: the only directory in which files are made and deleted.
+    Labels(ImageKey),
+    Label(ImageKey, String),
     Blobs(ImageKey),
     BlobsSha256(ImageKey),
     Blob(ImageKey, Digest),
@@ -36,6 +41,14 @@ pub(super) enum Node {
     /// have numbers of their own.
     View(ImageKey, Option<usize>),
 
+    /// `query/`, which lists nothing.
+    QueryRoot,
+    QueryError,
+    /// A filter, as it is spelled in the path.
+    Query(Arc<str>),
+    /// A symlink to something that a filter chose: where it points to.
+    QueryLink(Arc<str>),
+
     Jobs,
     Job(JobId),
     JobFile(JobId, JobFile),
@@ -46,14 +59,16 @@ pub(super) enum Node {
 impl Node {
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Node::ContainerRoot(_) | Node::LayerBlob(..) | Node::LastJob => Kind::Symlink,
+            Node::ContainerRoot(_) | Node::LayerBlob(..) | Node::QueryLink(_) | Node::LastJob => Kind::Symlink,
             Node::RootFile(_)
             | Node::ContainerFile(..)
             | Node::ContainerLabel(..)
             | Node::ImageFile(..)
             | Node::Annotation(..)
+            | Node::Label(..)
             | Node::Blob(..)
             | Node::LayerFile(..)
+            | Node::QueryError
             | Node::JobFile(..) => Kind::File,
             Node::Root
             | Node::Containers
@@ -62,11 +77,14 @@ impl Node {
             | Node::Images(_)
             | Node::Image(_)
             | Node::Annotations(_)
+            | Node::Labels(_)
             | Node::Blobs(_)
             | Node::BlobsSha256(_)
             | Node::Layers(_)
             | Node::Layer(..)
             | Node::View(..)
+            | Node::QueryRoot
+            | Node::Query(_)
             | Node::Jobs
             | Node::Job(_) => Kind::Directory,
         }
@@ -96,6 +114,12 @@ impl Node {
             | Node::ContainerLabel(..)
             | Node::Images(_)
             | Node::Image(_)
+            | Node::Labels(_)
+            | Node::Label(..)
+            | Node::QueryRoot
+            | Node::QueryError
+            | Node::Query(_)
+            | Node::QueryLink(_)
             | Node::Jobs
             | Node::Job(_)
             | Node::JobFile(..)
@@ -106,6 +130,7 @@ impl Node {
     /// Whether a write to the node is a command.
     pub(super) fn is_control(&self) -> bool {
         match self {
+            Node::RootFile(file) => file.is_control(),
             Node::ContainerFile(_, file) => file.is_control(),
             Node::ImageFile(_, file) => file.is_control(),
             Node::JobFile(_, file) => file.is_control(),

@@ -259,7 +259,13 @@ fn digests(workers: usize, at_once: bool, line: &str) -> Option<BTreeMap<String,
 
 #[test]
 fn the_same_input_has_the_same_digest() {
-    for line in ["img", "img compression=gzip", "img compression=none", "img compression=zstd:7 message=x label.a=b"] {
+    for line in [
+        "img",
+        "img compression=gzip",
+        "img compression=none",
+        "img compression=zstd:chunked",
+        "img compression=zstd:7 message=x label.a=b",
+    ] {
         let Some(first) = digests(1, false, line) else { return };
         assert_eq!(first.len(), 3);
         for (workers, at_once) in [(1, false), (4, true)] {
@@ -269,6 +275,34 @@ fn the_same_input_has_the_same_digest() {
             assert_eq!(digests(workers, at_once, line).unwrap(), first, "{line}, {workers} workers");
         }
     }
+}
+
+#[test]
+fn chunked_layers_are_described_in_the_manifest() {
+    let Some(world) = World::new() else { return };
+    world.overlay("web");
+    world.engine.set_base_image("web", "base", base_tars());
+    let annotated = |image: &str| -> Vec<Option<Value>> {
+        let whole = world.whole(image);
+        assert_eq!(whole.tars[..2], base_tars()[..]);
+        whole.manifest["layers"].as_array().unwrap().iter().map(|layer| layer.get("annotations").cloned()).collect()
+    };
+    world.commit("web", "plain").unwrap();
+    assert_eq!(annotated("plain"), [None, None, None]);
+    world.commit("web", "chunked compression=zstd:chunked").unwrap();
+    let first = annotated("chunked");
+    for annotations in &first {
+        let keys: Vec<&String> = annotations.as_ref().unwrap().as_object().unwrap().keys().collect();
+        let names = ["manifest-checksum", "manifest-position", "tarsplit-position"];
+        assert_eq!(keys, names.map(|name| format!("io.github.containers.zstd-chunked.{name}")).each_ref());
+    }
+    // What is remembered of the base is its description too; and a layer that cannot be had so is told of.
+    world.make("web", &[file(b"latin\xe9", "x")]);
+    world.commit("web", "again compression=zstd:chunked").unwrap();
+    let again = annotated("again");
+    assert_eq!((&again[..2], &again[2]), (&first[..2], &None));
+    let log = world.read("jobs/3/log").unwrap();
+    assert_eq!(log.trim_end(), "a layer is stored as plain zstd, since a name is not UTF-8");
 }
 
 /// `SOURCE_DATE_EPOCH` is later than what is older, and earlier than what is newer.

@@ -12,16 +12,18 @@ use crate::harness::backend::{Crash, CrashBackend, EIO, ENOSPC, Plan};
 use crate::harness::image::{build, commit, digest, name, verify};
 use crate::harness::scratch;
 
-/// What the names stand for, as far as the store has said so.
+/// What the names stand for, as far as the store has said so, and the label `k` of those that have one.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Names(BTreeMap<String, Digest>);
+struct Names(BTreeMap<String, Digest>, BTreeMap<String, String>);
 
 impl Names {
     fn set(&mut self, name: &str, image: Digest) {
+        self.1.remove(name);
         self.0.insert(name.to_owned(), image);
     }
 
     fn take(&mut self, name: &str) -> Digest {
+        self.1.remove(name);
         self.0.remove(name).unwrap()
     }
 }
@@ -52,6 +54,14 @@ fn steps() -> Vec<Step> {
                 store.tag(&lease, &name("img:stable"), (*record).clone(), Replace::Allowed).map(drop)
             },
             effect: |names| names.set("img:stable", names.0["img"]),
+        },
+        Step {
+            act: |store| relabel(store, "v"),
+            effect: |names| drop(names.1.insert("img".to_owned(), "v".to_owned())),
+        },
+        Step {
+            act: |store| relabel(store, "w"),
+            effect: |names| drop(names.1.insert("img".to_owned(), "w".to_owned())),
         },
         Step { act: |store| store.remember("diff-id", "sha256:00", b"fact"), effect: |_| {} },
         // The name moves to a new image.
@@ -98,6 +108,14 @@ fn steps() -> Vec<Step> {
     ]
 }
 
+fn relabel(store: &Store, value: &str) -> Result<(), Error> {
+    let change = |labels: &mut BTreeMap<String, String>| {
+        labels.insert("k".to_owned(), value.to_owned());
+        Ok(())
+    };
+    store.relabel(&name("img"), change).map(drop)
+}
+
 /// What the names may stand for: what was acknowledged, with or without the step that was not.
 type Allowed = Vec<Names>;
 
@@ -113,7 +131,12 @@ fn states(steps: &[Step]) -> Vec<Names> {
 }
 
 fn names_of(store: &Store) -> Names {
-    Names(store.names().iter().map(|(name, record)| (name.to_string(), record.manifest.digest)).collect())
+    let names = store.names();
+    let label = |record: &snapfs::store::Record| record.labels.get("k").cloned();
+    Names(
+        names.iter().map(|(name, record)| (name.to_string(), record.manifest.digest)).collect(),
+        names.iter().filter_map(|(name, record)| Some((name.to_string(), label(record)?))).collect(),
+    )
 }
 
 /// Open what a crash left, and hold it against the promises.

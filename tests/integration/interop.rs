@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::harness::lab::{Bundle, Container, Podman, directory, run, text};
+use crate::harness::lab::{Bundle, Container, Podman, attempt, directory, run, text};
 use crate::harness::mount::{Place, eventually, in_lab};
 use crate::harness::rootfs::{
     Facts, absent, acl, at, block_device, char_device, differences, facts, file, make, socket, sparse,
@@ -226,6 +226,10 @@ fn what_is_mounted_in_a_container_and_what_it_was_given_at_run_time_stay_outside
     let _daemon = place.serve();
     let host = directory();
     fs::write(host.path().join("file"), "secret").unwrap();
+    fs::write(host.path().join("environment"), "FROM_A_FILE=hunter3\n").unwrap();
+    let environment = format!("--env-file={}/environment", host.path().display());
+    attempt(&["podman", "secret", "rm", "snapfs-test"]);
+    run(&["podman", "secret", "create", "snapfs-test", text(&host.path().join("file"))]);
     let bind = |what: &str, at: &str| format!("--volume={}{what}:{at}", host.path().display());
     let script = "for d in /data /srv/volume /cache /usr/share/demo/d1 /new/deep/tree; do echo secret > $d/secret; done
         echo seen > /srv/seen; exec sleep 1000";
@@ -240,6 +244,9 @@ fn what_is_mounted_in_a_container_and_what_it_was_given_at_run_time_stay_outside
             "--volume=named:/srv/volume",
             "--tmpfs=/cache",
             "--env=SECRET=hunter2",
+            &environment,
+            "--secret=snapfs-test",
+            "--secret=snapfs-test,type=env,target=SECRET_TOO",
             "--env=HOME=/elsewhere",
             "--label=run.time=yes",
             "--hostname=other",
@@ -258,7 +265,9 @@ fn what_is_mounted_in_a_container_and_what_it_was_given_at_run_time_stay_outside
     let found = unpack(&image);
     let secrets: Vec<_> = found.iter().filter(|(_, fact)| fact.content.starts_with(b"secret")).collect();
     assert!(secrets.is_empty(), "{secrets:?}");
-    for stub in ["data", "srv/volume", "cache", "etc/bound", "etc/hosts", "run/.containerenv", "new/deep/tree"] {
+    for stub in
+        ["data", "srv/volume", "cache", "etc/bound", "etc/hosts", "run/.containerenv", "run/secrets", "new/deep/tree"]
+    {
         assert!(root.join(stub).exists(), "{stub} is mounted nowhere");
         assert!(!found.contains_key(stub), "{stub} is in the image");
     }
@@ -276,9 +285,11 @@ fn what_is_mounted_in_a_container_and_what_it_was_given_at_run_time_stay_outside
     assert_eq!(config["config"], podman_image(".Config"), "what the container was given is not the image's");
     let everything = fs::read_to_string(image.join("config.json")).unwrap()
         + &fs::read_to_string(image.join("manifest.json")).unwrap();
-    for word in ["hunter2", "run.time", "elsewhere", "other"] {
+    for word in ["hunter", "run.time", "elsewhere", "other", "SECRET", "FROM_A_FILE", "container=podman", "HOSTNAME"] {
         assert!(!everything.contains(word), "{word} is in {everything}");
     }
+
+    run(&["podman", "secret", "rm", "snapfs-test"]);
 
     // The same of a bundle.
     let bundle = Bundle::new(

@@ -1,7 +1,9 @@
 //! The layer writer: what any decoder makes of a blob, whatever was written, retracted, or went wrong.
 
+mod chunked;
 mod memory;
 mod model;
+mod partial;
 mod tools;
 
 use std::io::{self, Read, Write};
@@ -17,7 +19,7 @@ use crate::harness::backend::{CrashBackend, ENOSPC, Plan};
 use crate::harness::scratch;
 
 const ZSTD: Compression = Compression::Zstd { level: 1 };
-const ALL: [Compression; 3] = [ZSTD, Compression::Gzip, Compression::None];
+const ALL: [Compression; 4] = [ZSTD, Compression::ZstdChunked, Compression::Gzip, Compression::None];
 
 /// A store in memory.
 fn store() -> (TempDir, Store) {
@@ -50,7 +52,9 @@ fn finish(store: &Store, writer: LayerWriter) -> Made {
 fn decode(compression: Compression, blob: &[u8]) -> Vec<u8> {
     let mut tar = Vec::new();
     let mut decoder: Box<dyn Read> = match compression {
-        Compression::Zstd { .. } => Box::new(zstd::stream::read::Decoder::new(blob).unwrap()),
+        Compression::Zstd { .. } | Compression::ZstdChunked => {
+            Box::new(zstd::stream::read::Decoder::new(blob).unwrap())
+        }
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(blob)),
         Compression::None => Box::new(blob),
     };

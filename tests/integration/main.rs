@@ -8,6 +8,8 @@
 // What the tests share.
 mod harness;
 
+// Images as archives: oci.tar, and what /snap/import takes.
+mod archive;
 // The store stopped after every one of its operations, and with every one of them failing.
 mod crash_store;
 // What a person finds right after something ended or failed.
@@ -28,18 +30,28 @@ mod engines;
 mod gc;
 // Freezing, and who thaws when the daemon dies.
 mod guard;
+// Sizes, events, metrics, retention and collection, jobs as they are followed.
+mod housekeeping;
 // What other tools make of the images of real containers.
 mod interop;
 // The daemon killed at any moment of a commit.
 mod kill;
+// Labels on image names: their files, and what tools make of them.
+mod labels;
 // A layer's bytes: frames, seek table, retraction, failures, memory.
 mod layer;
 // The import table of docs/architecture.md against src/.
 mod layering;
 // The life of a mount, and what every program may expect of it.
 mod mount;
+// Options of a commit against the engines that have the same.
+mod options;
+// What filters choose.
+mod query;
 // A container's tree, and what independent tools make of its layers.
 mod roundtrip;
+// A hundred thousand images.
+mod scale;
 // A container that is frozen for a moment, with processes in it that write all the time.
 mod seal;
 // Control files as people write to them.

@@ -85,3 +85,12 @@ fn a_process_that_is_left_behind_does_not_keep_us() {
     assert!(fs::metadata(format!("/proc/{pid}")).is_ok(), "it was not ours to kill");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
+
+#[test]
+fn a_program_that_is_no_longer_wanted_is_killed() {
+    let start = Instant::now();
+    let wanted = || start.elapsed() < Duration::from_millis(100);
+    let error = shell("sleep 100").run_while(LIMIT, &wanted).unwrap_err();
+    assert!(matches!(&error, Error::Unwanted { program } if program == "sh"), "{error}");
+    assert!(start.elapsed() < LIMIT);
+}

@@ -59,9 +59,18 @@ fn attempt(world: &World, caller: Caller) -> Vec<(&'static str, Result<(), Error
     let rename = |from: &str, to: &str| {
         world.wait(world.tree.rename(images, from.as_ref(), images, to.as_ref(), false, &caller)?)
     };
+    let labels = world.ino("images/img/labels").unwrap();
+    let label = world.tree.create(labels, "k".as_ref(), false, &caller).and_then(|made| world.wait(made));
+    let unlink = match world.tree.unlink(labels, "k".as_ref(), &caller).and_then(|gone| world.wait(gone)) {
+        // It was never made: the refusal of that is what counts.
+        Err(error) if label.is_err() && error.kind == ErrorKind::NotFound => label.clone(),
+        other => other,
+    };
     vec![
         ("commit", write(COMMIT, "made\n")),
         ("tag", write("images/img/tag", "tagged\n")),
+        ("label", label),
+        ("rm", unlink),
         ("cancel", write("jobs/1/cancel", "1\n")),
         ("mv", rename("img", "moved")),
         ("mv back", rename("moved", "img")),

@@ -35,6 +35,8 @@ struct Fake {
     container: Container,
     labels: BTreeMap<String, String>,
     image: Option<BaseImage>,
+    /// What it was before it was stopped, and is again when it is started.
+    again: Option<Init>,
 }
 
 impl FakeEngine {
@@ -73,7 +75,7 @@ impl FakeEngine {
             cgroup: CgroupPaths::default(),
         };
         let labels = [("org.example.role".to_owned(), "test".to_owned())].into();
-        let fake = Fake { container: container.clone(), labels, image: None };
+        let fake = Fake { container: container.clone(), labels, image: None, again: None };
         self.state.lock().unwrap().containers.push(fake);
         container
     }
@@ -199,6 +201,21 @@ impl Engine for FakeEngine {
         // A test that failed while it held others up has said so already.
         let _waited = self.gate.lock();
         Ok(image)
+    }
+
+    fn stop(&self, container: &Container, _wanted: &dyn Fn() -> bool) -> Result<(), engine::Error> {
+        self.ask_about("stop", container)?;
+        self.with(&container.name, |fake| fake.again = fake.container.init);
+        FakeEngine::stop(self, &container.name);
+        Ok(())
+    }
+
+    fn start(&self, container: &Container) -> Result<bool, engine::Error> {
+        let init = self.ask_about("start", container)?.again;
+        if let Some(init) = init {
+            FakeEngine::start(self, &container.name, init);
+        }
+        Ok(init.is_some())
     }
 
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, engine::Error> {

@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) store: Option<PathBuf>,
     /// `freeze-limit=`
     pub(crate) freeze_limit: Option<Duration>,
+    /// `namespace=`
+    pub(crate) namespace: Option<&'static str>,
     /// Closed, the store's disk is slow.
     pub(crate) gate: Gate,
     /// `cache=` and `symlinks=`
@@ -48,8 +50,8 @@ pub(crate) struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        let (clock, freeze_limit) = (Clock::system(), Some(LIMIT));
-        Setup { clock, workers: 2, store: None, freeze_limit, gate: Gate::default(), views: Default::default() }
+        let (clock, freeze_limit, gate) = (Clock::system(), Some(LIMIT), Gate::default());
+        Setup { clock, workers: 2, store: None, freeze_limit, namespace: None, gate, views: Default::default() }
     }
 }
 
@@ -102,6 +104,7 @@ impl World {
             workers: setup.workers,
             freeze_limit: setup.freeze_limit,
             views: setup.views,
+            namespace: setup.namespace.map(name),
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {
@@ -316,7 +319,8 @@ impl World {
             false => self.tree.open(ino, access, &caller)?,
         };
         let fh = match opened {
-            Opened::Text { fh } | Opened::Control { fh } | Opened::Stored { fh, .. } | Opened::Content { fh, .. } => fh,
+            Opened::Text { fh } | Opened::Control { fh } | Opened::Import { fh } => fh,
+            Opened::Archive { fh, .. } | Opened::Stored { fh, .. } | Opened::Content { fh, .. } => fh,
         };
         Ok(Open { world: self, fh, position: Cell::new(0) })
     }
