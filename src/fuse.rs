@@ -36,8 +36,9 @@ use fuser::{
 
 use crate::sys::abi;
 use crate::sys::process::is_told_to_end;
-use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree, is_in_view};
+use crate::tree::{self, Attr, Change, Kind, Opened, Reply, Tree, is_in_view};
 
+use errno::{failed, panic_message};
 pub use session::{Error, Options, Session, Target, Unmounter, remount};
 
 /// The largest read or write in one request, in bytes: what `fs.fuse.max_pages_limit` allows by default.
@@ -115,20 +116,6 @@ impl Fuse {
             Err(errno) => errno,
         }
     }
-}
-
-/// The errno of a failure. It is the user's, who finds the sentence in the tree: here it is for debugging only.
-fn failed(operation: &'static str, ino: INodeNo, error: &tree::Error) -> Errno {
-    // Programs look for files that are not there all the time.
-    let level = if error.kind == ErrorKind::NotFound { log::Level::Trace } else { log::Level::Debug };
-    log::log!(level, "{operation} of inode {ino}: {error}");
-    errno::of(error.kind)
-}
-
-/// What a panic said.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
 impl fuser::Filesystem for Fuse {
