@@ -16,6 +16,7 @@ mod metrics;
 mod namespace;
 mod query;
 mod request;
+mod view;
 mod words;
 
 pub use crate::archive::Archive;
@@ -23,6 +24,7 @@ pub use crate::engine::Container;
 pub use crate::image::{Image, LayerView};
 pub use crate::job::JobId;
 pub use crate::oci::{Digest, ImageName};
+pub use crate::view::{Coming as ComingView, Content, Found, Inode, Kind as InodeKind, Opened, Tree as FileTree, View};
 pub use coming::Coming;
 pub use container::{ContainerKey, Fact};
 pub use error::{Error, ErrorKind};
@@ -33,6 +35,7 @@ pub use incoming::Incoming;
 pub use label::{LABEL_LIMIT, LABELS_LIMIT};
 pub use query::Match;
 pub use request::Verb;
+pub use view::ViewSettings;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +52,7 @@ use crate::guard::Guard;
 use crate::job::{Background, Job, Jobs};
 use crate::store::{Census, Store};
 use crate::sys::clock::Clock;
+use crate::view::Views;
 use words::Words;
 
 /// A job of this product.
@@ -69,6 +73,8 @@ pub struct Parts {
     pub workers: usize,
     /// How long a container may stay frozen, if the user says so.
     pub freeze_limit: Option<Duration>,
+    /// How the trees of images are shown.
+    pub views: ViewSettings,
     /// `namespace=`: only names below it are seen, and new ones are put there.
     pub namespace: Option<ImageName>,
 }
@@ -100,6 +106,8 @@ pub struct Snapfs {
     words: Arc<Words>,
     frozen_by_us: Arc<Mutex<HashSet<ContainerKey>>>,
     freeze_limit: Option<Duration>,
+    views: Views,
+    symlinks_in_root: bool,
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
@@ -130,6 +138,7 @@ impl Snapfs {
         let (collect, requests) = bounded(1);
         let engines = Arc::new(parts.engines);
         start_collector(parts.store.clone(), Arc::clone(&engines), requests);
+        let views = view::start(parts.store.clone(), &parts.views, wake.clone());
         Arc::new(Snapfs {
             store: parts.store,
             engines,
@@ -151,6 +160,8 @@ impl Snapfs {
             words,
             frozen_by_us: Arc::default(),
             freeze_limit: parts.freeze_limit,
+            views,
+            symlinks_in_root: parts.views.symlinks_in_root,
             wake,
             ended,
             collect,

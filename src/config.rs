@@ -9,7 +9,7 @@ use crate::oci::{ImageName, InvalidName};
 pub const DEFAULT_STORE: &str = "/var/lib/snapfs";
 
 /// Our own options, each with what its value is and what it means; the help text and the manual page show the same.
-pub const OPTIONS: [(&str, &str, &str); 10] = [
+pub const OPTIONS: [(&str, &str, &str); 12] = [
     ("store", "DIR", "where images are kept (default /var/lib/snapfs)"),
     ("gid", "GROUP", "the group, by name or number, that may write to control files besides root"),
     ("runc-root", "DIR", "a state directory of runc to look in; may be repeated (default /run/runc)"),
@@ -22,6 +22,12 @@ pub const OPTIONS: [(&str, &str, &str); 10] = [
         "how long a container may stay frozen before it is let run (default 2, and 120 with pause=full)",
     ),
     ("jobs", "N", "how many jobs run at the same time (default: by the number of processors)"),
+    (
+        "cache",
+        "SIZE",
+        "how much of the store's disk unpacked parts of images may take, such as 500M or 20G (default 4G)",
+    ),
+    ("symlinks", "raw|in-root", "show links in images as they are (default), or so that none leads out of its image"),
     ("namespace", "NAME", "show only images whose names are below NAME/, and put new ones there"),
     ("log", "FILE", "where a daemon in the background logs (default: syslog)"),
 ];
@@ -93,6 +99,10 @@ pub struct Options {
     pub jobs: Option<NonZero<usize>>,
     /// `freeze-limit=`, in seconds.
     pub freeze_limit: Option<NonZero<u64>>,
+    /// `cache=`, in bytes.
+    pub cache: Option<u64>,
+    /// `symlinks=in-root`
+    pub symlinks_in_root: bool,
     /// The environment's `SOURCE_DATE_EPOCH`, in seconds; not an option, and set by whoever read the environment.
     pub source_date_epoch: Option<i64>,
     /// `namespace=`
@@ -118,6 +128,8 @@ impl Default for Options {
             podman_runroot: None,
             jobs: None,
             freeze_limit: None,
+            cache: None,
+            symlinks_in_root: false,
             source_date_epoch: None,
             namespace: None,
             log: None,
@@ -171,6 +183,22 @@ pub enum Error {
         option: &'static str,
         /// The value.
         value: String,
+    },
+    /// Not a number of bytes.
+    #[error("mount option \"cache={value}\" needs a number of bytes, or one with K, M, G or T behind it")]
+    Size {
+        /// The value.
+        value: String,
+    },
+    /// None of the words that an option takes.
+    #[error("mount option \"{option}={value}\" needs one of {words}")]
+    Word {
+        /// Its name.
+        option: &'static str,
+        /// The value.
+        value: String,
+        /// What it takes.
+        words: &'static str,
     },
     /// Not the beginning of image names.
     #[error("mount option \"namespace={value}\" cannot begin image names: {reason}")]
@@ -268,6 +296,16 @@ impl Options {
                 let seconds = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;
                 self.freeze_limit = Some(seconds);
             }
+            "cache" => {
+                self.cache = Some(size(value).ok_or_else(|| Error::Size { value: value.to_owned() })?);
+            }
+            "symlinks" => {
+                self.symlinks_in_root = match value {
+                    "raw" => false,
+                    "in-root" => true,
+                    _ => return Err(Error::Word { option, value: value.to_owned(), words: "raw, in-root" }),
+                };
+            }
             "jobs" => {
                 let number = value.parse().map_err(|_| Error::Number { option, value: value.to_owned() })?;
                 self.jobs = Some(number);
@@ -276,6 +314,20 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// A number of bytes, as `500M` or `20G`.
+fn size(text: &str) -> Option<u64> {
+    let shift = match text.chars().last()? {
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => 0,
+    };
+    let digits = if shift == 0 { text } else { &text[..text.len() - 1] };
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(1 << shift)
 }
 
 /// At commas outside of quotation marks, which are dropped: as libmount writes them.

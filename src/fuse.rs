@@ -15,6 +15,7 @@ mod errno;
 mod later;
 mod session;
 mod stored;
+mod view;
 mod waiters;
 mod writers;
 
@@ -35,8 +36,9 @@ use fuser::{
 
 use crate::sys::abi;
 use crate::sys::process::is_told_to_end;
-use crate::tree::{self, Attr, Change, ErrorKind, Kind, Opened, Reply, Tree};
+use crate::tree::{self, Attr, Change, Kind, Opened, Reply, Tree, is_in_view};
 
+use errno::{failed, panic_message};
 pub use session::{Error, Options, Session, Target, Unmounter, remount};
 
 /// The largest read or write in one request, in bytes: what `fs.fuse.max_pages_limit` allows by default.
@@ -49,7 +51,7 @@ const GENERATION: Generation = Generation(0);
 pub(crate) struct Fuse {
     tree: Arc<Tree>,
     waiters: waiters::Waiters,
-    stored: stored::Stored,
+    stored: Arc<stored::Stored>,
     writers: Arc<writers::Writers>,
 }
 
@@ -62,7 +64,7 @@ impl fmt::Debug for Fuse {
 impl Fuse {
     fn new(tree: Arc<Tree>) -> io::Result<Fuse> {
         let waiters = waiters::Waiters::start(tree.completions())?;
-        Ok(Fuse { tree, waiters, stored: stored::Stored::default(), writers: Arc::default() })
+        Ok(Fuse { tree, waiters, stored: Arc::default(), writers: Arc::default() })
     }
 
     /// One call into the tree, whose failures and panics become an errno.
@@ -98,6 +100,9 @@ impl Fuse {
     }
 
     fn forget_lookups(&self, ino: u64, count: u64) {
+        if is_in_view(ino) {
+            return;
+        }
         let node = self.writers.forget(ino, count);
         let _ = self.call("forget", INodeNo(ino), |tree| {
             tree.forget(node, count);
@@ -113,29 +118,16 @@ impl Fuse {
     }
 }
 
-/// The errno of a failure. It is the user's, who finds the sentence in the tree: here it is for debugging only.
-fn failed(operation: &'static str, ino: INodeNo, error: &tree::Error) -> Errno {
-    // Programs look for files that are not there all the time.
-    let level = if error.kind == ErrorKind::NotFound { log::Level::Trace } else { log::Level::Debug };
-    log::log!(level, "{operation} of inode {ino}: {error}");
-    errno::of(error.kind)
-}
-
-/// What a panic said.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
-}
-
 impl fuser::Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not READDIRPLUS_AUTO: with cached directories it turns the first `ls -l` into one LOOKUP a name. Not
         // CACHE_SYMLINKS: jobs/last changes. Not WRITEBACK_CACHE: a write must reach us before write(2) returns.
-        // ATOMIC_O_TRUNC spares the shells' `>` a SETATTR.
+        // ATOMIC_O_TRUNC spares the shells' `>` a SETATTR. POSIX_ACL: the files of images have some.
         for wanted in [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_PASSTHROUGH,
         ] {
             let missing = config.add_capabilities(wanted).is_err();
@@ -150,6 +142,9 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if is_in_view(parent.0) {
+            return self.view_lookup(request, parent, name, reply);
+        }
         match self.look_up(request, parent, name) {
             Ok(attr) => reply.entry(&convert::ttl(attr.lifetime), &convert::attr(&attr), GENERATION),
             Err(errno) => reply.error(errno),
@@ -160,7 +155,10 @@ impl fuser::Filesystem for Fuse {
         self.forget_lookups(ino.0, count);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if is_in_view(ino.0) {
+            return self.view_attr(request, ino, reply);
+        }
         match self.attr(ino) {
             Ok(attr) => reply.attr(&convert::ttl(attr.lifetime), &convert::attr(&attr)),
             Err(errno) => reply.error(errno),
@@ -204,14 +202,20 @@ impl fuser::Filesystem for Fuse {
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        if is_in_view(ino.0) {
+            return self.view_read_link(request, ino, reply);
+        }
         match self.call("readlink", ino, |tree| tree.read_link(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if is_in_view(ino.0) {
+            return self.view_open_dir(request, ino, reply);
+        }
         let opened = self.call("opendir", ino, |tree| Ok((tree.attr(ino.0)?.lifetime, tree.open_dir(ino.0)?)));
         match opened {
             Ok((lifetime, fh)) => reply.opened(FileHandle(fh), convert::directory_flags(lifetime)),
@@ -220,6 +224,9 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        if is_in_view(ino.0) {
+            return self.view_read_dir(ino, fh, offset, reply);
+        }
         let entries = match self.call("readdir", ino, |tree| tree.read_dir(fh.0)) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
@@ -233,6 +240,9 @@ impl fuser::Filesystem for Fuse {
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        if is_in_view(ino.0) {
+            return self.view_read_dir_plus(ino, fh, offset, reply);
+        }
         let entries = match self.call("readdirplus", ino, |tree| tree.read_dir(fh.0)) {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
@@ -268,6 +278,9 @@ impl fuser::Filesystem for Fuse {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (access, caller) = (convert::access(flags), convert::caller(request));
+        if is_in_view(ino.0) {
+            return if access.write { reply.error(Errno::EROFS) } else { self.view_open(request, ino, reply) };
+        }
         if access.write && self.writers.admit(ino.0, caller.tid).is_err() {
             return reply.error(Errno::ESTALE); // the kernel looks up again, and is given another number
         }
@@ -289,6 +302,7 @@ impl fuser::Filesystem for Fuse {
             }
             Ok(Opened::Archive { fh, archive }) => self.stored.open_archive(fh, archive, reply),
             Ok(Opened::Stored { fh, file }) => self.stored.open(node, fh, file, reply),
+            Ok(Opened::Content { fh, .. }) => reply.opened(FileHandle(fh), convert::CONTENT_FLAGS),
             Err(errno) => reply.error(errno),
         }
     }
@@ -516,11 +530,17 @@ impl fuser::Filesystem for Fuse {
         reply.ok(); // the kernel decides: default_permissions
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if is_in_view(ino.0) {
+            return self.view_xattr(request, ino, name, size, reply);
+        }
         reply.error(Errno::ENODATA);
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if is_in_view(ino.0) {
+            return self.view_xattr_names(request, ino, size, reply);
+        }
         if size == 0 { reply.size(0) } else { reply.data(&[]) }
     }
 

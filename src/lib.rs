@@ -21,6 +21,7 @@ pub mod store;
 pub mod archive;
 pub mod changeset;
 pub mod image;
+pub mod view;
 
 pub mod capture;
 

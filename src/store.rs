@@ -22,6 +22,7 @@
 //! 1 and 2 come from one order: a blob's bytes are synced before it gets its name, the directory of blobs before an
 //! image gets its name, and the directory of that name before success is reported. `docs/store.md` has the rest.
 
+mod about;
 mod backend;
 mod blob;
 mod cache;

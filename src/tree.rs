@@ -18,6 +18,7 @@ mod labels;
 mod later;
 mod node;
 mod query;
+mod view;
 mod written;
 
 pub use crate::api::Archive;
@@ -26,6 +27,7 @@ pub use attr::{Access, Attr, Caller, Change, DirEntry, Kind, Lifetime, Ready, Sp
 pub use control::README;
 pub use file::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
 pub use import::AT_END;
+pub use view::{InView, is_in_view};
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -74,6 +76,13 @@ pub enum Opened {
         /// The blob.
         file: Arc<std::fs::File>,
     },
+    /// A file of an image, decoded as it is read: the page cache may keep it for good.
+    Content {
+        /// The handle.
+        fh: u64,
+        /// Whether it may be a stored file when it is opened again.
+        large: bool,
+    },
 }
 
 impl Opened {
@@ -84,6 +93,7 @@ impl Opened {
             | Opened::Control { fh }
             | Opened::Import { fh }
             | Opened::Stored { fh, .. }
+            | Opened::Content { fh, .. }
             | Opened::Archive { fh, .. } => *fh,
         }
     }
@@ -122,6 +132,7 @@ pub struct Tree {
     api: Arc<Snapfs>,
     inodes: Arc<Mutex<Inodes>>,
     handles: Mutex<Handles>,
+    views: Mutex<view::Numbers>,
     /// Who may read containers and images, and write to control files, besides root.
     group: u32,
     started: SystemTime,
@@ -131,7 +142,14 @@ impl Tree {
     /// The tree over `api`, open to root and to the group `group`.
     pub fn new(api: Arc<Snapfs>, group: u32) -> Tree {
         let started = SystemTime::from(api.clock().now());
-        Tree { api, inodes: Arc::new(Mutex::new(Inodes::new())), handles: Mutex::default(), group, started }
+        Tree {
+            api,
+            inodes: Arc::new(Mutex::new(Inodes::new())),
+            handles: Mutex::default(),
+            views: Mutex::default(),
+            group,
+            started,
+        }
     }
 
     /// A wake-up whenever some [`Ticket`] may have become ready.
@@ -148,6 +166,9 @@ impl Tree {
             None => None,
         };
         let child = child.ok_or_else(|| not_found(name))?;
+        if let Node::View(key, layer) = child {
+            return self.describe_view(key, layer);
+        }
         let attr = self.describe(&child, 0)?;
         let ino = self.inodes.lock().look_up(child);
         Ok(Attr { ino, ..attr })
@@ -299,7 +320,12 @@ impl Tree {
                 buffer.truncate(filled);
                 Ok(Reply::Now(buffer))
             }
-            Handle::Listing(_) => Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read")),
+            Handle::Content(content) => {
+                wait_for(move || content.read(offset, size).map(|read| read.map_err(Error::from)))
+            }
+            Handle::Listing(_) | Handle::ViewDirectory(_) => {
+                Err(Error::new(ErrorKind::IsDirectory, "a directory is listed, not read"))
+            }
         }
     }
 
@@ -318,6 +344,8 @@ impl Tree {
             | Handle::Stored(_)
             | Handle::Archive(_)
             | Handle::Import(_)
+            | Handle::Content(_)
+            | Handle::ViewDirectory(_)
             | Handle::Listing(_) => true,
         };
         Ok(Ready { read, write: true })
@@ -349,7 +377,7 @@ impl Tree {
         let found = name.to_str().map(|name| self.child(&parent, name)).transpose()?.flatten();
         match found.ok_or_else(|| not_found(name))?.kind() {
             Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, "a directory: use rmdir")),
-            Kind::File | Kind::Symlink => Err(fixed()),
+            _ => Err(fixed()),
         }
     }
 
@@ -449,6 +477,9 @@ impl Tree {
     }
 
     fn node(&self, ino: u64) -> Result<Node, Error> {
+        if is_in_view(ino) {
+            return Err(Error::new(ErrorKind::ReadOnly, "the files of an image cannot be changed"));
+        }
         let stale = || Error::new(ErrorKind::Stale, "the file is not known any more");
         self.inodes.lock().node(ino).cloned().ok_or_else(stale)
     }

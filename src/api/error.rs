@@ -4,7 +4,7 @@ use std::io;
 
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{archive, capture, changeset, engine, guard, image, line, store};
+use crate::{archive, capture, changeset, engine, guard, image, line, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,7 @@ from_room! {
     archive::Error => archive_kind,
     capture::Error => capture_kind,
     line::Error => line_kind,
+    view::Error => view_kind,
 }
 
 /// Some causes decide the kind wherever they come from: a full disk, a cancelled job.
@@ -163,6 +164,21 @@ fn image_kind(error: &image::Error) -> ErrorKind {
         | image::Error::Malformed { .. }
         | image::Error::BaseConfig(_)
         | image::Error::Encode(_) => ErrorKind::Io,
+    }
+}
+
+fn view_kind(error: &view::Error) -> ErrorKind {
+    match error {
+        view::Error::Store { source, .. } => match &**source {
+            // The image that had it is deleted, or else its name would not be seen.
+            store::Error::NoSuchBlob { .. } => ErrorKind::Stale,
+            source => store_kind(source),
+        },
+        view::Error::NoFile => ErrorKind::Stale,
+        view::Error::Refused { .. }
+        | view::Error::Unmergeable(_)
+        | view::Error::Differs { .. }
+        | view::Error::Read { .. } => ErrorKind::Io,
     }
 }
 

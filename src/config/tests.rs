@@ -18,6 +18,8 @@ fn every_option_of_the_table_is_taken() {
             "DIR" | "FILE" => "/x",
             "N" | "SECONDS" => "3",
             "GROUP" => "wheel",
+            "SIZE" => "3M",
+            "raw|in-root" => "in-root",
             "NAME" => "team/a",
             other => panic!("no example of {other}"),
         };
@@ -94,6 +96,26 @@ fn the_manual_page_has_every_option_and_no_other() {
     shown.sort_unstable();
     known.sort_unstable();
     assert_eq!(shown, known);
+}
+
+#[test]
+fn sizes_have_a_unit_or_none() {
+    for (text, bytes) in
+        [("0", 0), ("4096", 4096), ("3K", 3 << 10), ("500M", 500 << 20), ("20G", 20 << 30), ("1T", 1 << 40)]
+    {
+        assert_eq!(parse(&format!("cache={text}")).unwrap().cache, Some(bytes), "{text}");
+    }
+    for text in ["G", "-1", "+1", "1.5G", "4GB", "99999999999T", "4g", "M4"] {
+        assert_eq!(parse(&format!("cache={text}")), Err(Error::Size { value: text.to_owned() }));
+    }
+}
+
+#[test]
+fn links_are_shown_in_one_of_two_ways() {
+    assert!(!parse("symlinks=raw").unwrap().symlinks_in_root);
+    assert!(parse("symlinks=in-root").unwrap().symlinks_in_root);
+    let error = parse("symlinks=all").unwrap_err();
+    assert_eq!(error.to_string(), "mount option \"symlinks=all\" needs one of raw, in-root");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::{self, Snapfs};
+use crate::api::{self, Snapfs, ViewSettings};
 use crate::config::Options;
 use crate::daemon::Error;
 use crate::engine::{CRUN_ROOT, Crun, Engine, Engines, Host, Podman, RUNC_ROOT, Runc, podman};
@@ -46,8 +46,12 @@ pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
     };
     let workers = options.jobs.map_or_else(default_workers, NonZero::get);
     let freeze_limit = options.freeze_limit.map(|seconds| Duration::from_secs(seconds.get()));
+    let views = ViewSettings {
+        cache: options.cache.unwrap_or(ViewSettings::default().cache),
+        symlinks_in_root: options.symlinks_in_root,
+    };
     let namespace = options.namespace.clone();
-    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, namespace };
+    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, views, namespace };
     let snapfs = Snapfs::new(parts);
     Ok(Parts { tree: Arc::new(Tree::new(Arc::clone(&snapfs), group)), snapfs })
 }

@@ -39,6 +39,9 @@ pub(crate) fn kind(kind: Kind) -> FileType {
         Kind::Directory => FileType::Directory,
         Kind::File => FileType::RegularFile,
         Kind::Symlink => FileType::Symlink,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        Kind::Fifo => FileType::NamedPipe,
     }
 }
 
@@ -57,11 +60,19 @@ pub(crate) fn attr(attr: &Attr) -> FileAttr {
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: device(attr.device),
         blksize: BLOCK,
         flags: 0,
     }
 }
+
+/// A device's numbers as the protocol has them: the kernel's `new_encode_dev`.
+fn device((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// A file of an image: its pages stay for good, and closing it says nothing.
+pub(crate) const CONTENT_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 
 /// What open(2) was asked for.
 pub(crate) fn access(flags: OpenFlags) -> Access {
@@ -118,11 +129,13 @@ mod tests {
             uid: 0,
             gid: 0,
             size: 513,
+            device: (5, 0x1234),
             time: UNIX_EPOCH,
             lifetime: Lifetime::Volatile,
         };
         let shown = attr(&node);
         assert_eq!((shown.ino, shown.blocks, shown.perm), (INodeNo(7), 2, 0o444));
+        assert_eq!(shown.rdev, 0x0120_0534);
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 #![deny(clippy::wildcard_enum_match_arm)] // The table stays total.
 
-use fuser::Errno;
+use fuser::{Errno, INodeNo};
 
 use crate::sys::abi;
-use crate::tree::ErrorKind;
+use crate::tree::{self, ErrorKind};
 
 /// What the caller of the system call sees. The sentence that goes with it is in the tree (`last_error`).
 pub(crate) fn of(kind: ErrorKind) -> Errno {
@@ -34,6 +34,20 @@ pub(crate) fn of(kind: ErrorKind) -> Errno {
         ErrorKind::NoAttribute => Errno::ENODATA,
         ErrorKind::Io => Errno::EIO,
     }
+}
+
+/// The errno of a failure. It is the user's, who finds the sentence in the tree: here it is for debugging only.
+pub(crate) fn failed(operation: &'static str, ino: INodeNo, error: &tree::Error) -> Errno {
+    // Programs look for files that are not there all the time.
+    let level = if error.kind == ErrorKind::NotFound { log::Level::Trace } else { log::Level::Debug };
+    log::log!(level, "{operation} of inode {ino}: {error}");
+    of(error.kind)
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyData, ReplyOpen};
 use parking_lot::Mutex;
 
+use crate::fuse::convert::CONTENT_FLAGS;
 use crate::tree::Archive;
 
 /// Below this, in bytes, passthrough costs more than it saves: registering the file is dearer than one cached read.
@@ -35,7 +36,8 @@ struct Open {
 struct Handle {
     /// Of a file: none of an archive, which is made of several and always read by us.
     ino: Option<u64>,
-    bytes: Bytes,
+    /// `None`: the tree reads it.
+    bytes: Option<Bytes>,
 }
 
 /// What is behind an open.
@@ -64,18 +66,33 @@ impl Stored {
         let Open { handles, inodes } = &mut *open;
         let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: self.backing(&file, &reply) });
         inode.opens += 1;
-        handles.insert(fh, Handle { ino: Some(ino), bytes: Bytes::File(file) });
+        handles.insert(fh, Handle { ino: Some(ino), bytes: Some(Bytes::File(file)) });
         let fh = FileHandle(fh);
         // Answered under the lock, lest a release drop the backing file between.
         match &inode.backing {
             Some(backing) => reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, backing),
-            None => reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            None => reply.opened(fh, CONTENT_FLAGS),
+        }
+    }
+
+    /// Answer an open of `ino` that the tree reads, and that may be a stored file another time.
+    pub(crate) fn open_other(&self, ino: u64, fh: u64, reply: ReplyOpen) {
+        let mut open = self.open.lock();
+        let Open { handles, inodes } = &mut *open;
+        let inode = inodes.entry(ino).or_insert_with(|| Inode { opens: 0, backing: None });
+        inode.opens += 1;
+        handles.insert(fh, Handle { ino: Some(ino), bytes: None });
+        let fh = FileHandle(fh);
+        match &inode.backing {
+            // Somebody opened it when it was stored: the same bytes.
+            Some(backing) => reply.opened_passthrough(fh, FopenFlags::FOPEN_NOFLUSH, backing),
+            None => reply.opened(fh, CONTENT_FLAGS),
         }
     }
 
     /// Answer an open of an image's archive. Its bytes never change.
     pub(crate) fn open_archive(&self, fh: u64, archive: Arc<Archive>, reply: ReplyOpen) {
-        self.open.lock().handles.insert(fh, Handle { ino: None, bytes: Bytes::Archive(archive) });
+        self.open.lock().handles.insert(fh, Handle { ino: None, bytes: Some(Bytes::Archive(archive)) });
         reply.opened(FileHandle(fh), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 
@@ -96,7 +113,7 @@ impl Stored {
 
     /// What is behind an open, if it is a stored one.
     pub(crate) fn bytes(&self, fh: u64) -> Option<Bytes> {
-        self.open.lock().handles.get(&fh).map(|handle| handle.bytes.clone())
+        self.open.lock().handles.get(&fh)?.bytes.clone()
     }
 
     /// An open ends.

@@ -26,6 +26,11 @@ macro_rules! digest_type {
                 Self(sha2::Sha256::digest(bytes).into())
             }
 
+            /// The 32 bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
             /// The 64 hexadecimal digits, without the algorithm.
             pub fn hex(&self) -> String {
                 self.0.iter().map(|byte| format!("{byte:02x}")).collect()

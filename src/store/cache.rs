@@ -1,18 +1,15 @@
 //! Facts that can be found out again, kept to save the work. Nothing depends on them: one that is lost or damaged is
 //! found out again, and what one says is checked by whoever uses it.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use crate::oci::Digest;
 use crate::store::disk::parent;
 use crate::store::record::{seal, unseal};
-use crate::store::{Error, Inner, Store, layout};
+use crate::store::{Error, FileKind, Inner, Spool, Store, layout};
 
 /// The longest fact, in bytes.
 const FACT_LIMIT: u64 = 16 << 20;
-
-/// The longest fact about a blob, in bytes.
-const ABOUT_LIMIT: u64 = 256 << 20;
 
 impl Store {
     /// The fact that was remembered under `key`, if it is still there and whole.
@@ -28,11 +25,10 @@ impl Store {
         self.write_fact(kind, key, fact, FACT_LIMIT)
     }
 
-    fn write_fact(&self, kind: &str, key: &str, fact: &[u8], limit: u64) -> Result<(), Error> {
+    pub(crate) fn write_fact(&self, kind: &str, key: &str, fact: &[u8], limit: u64) -> Result<(), Error> {
         let inner = &self.0;
         inner.disk.require_writable()?;
-        let path =
-            layout::fact(kind, key).ok_or_else(|| Error::InvalidKey { kind: kind.to_owned(), key: key.to_owned() })?;
+        let path = fact_path(kind, key)?;
         let bytes = seal(fact);
         if bytes.len() as u64 > limit {
             return Err(Error::TooLarge { path: inner.disk.full(&path), size: bytes.len() as u64, limit });
@@ -44,67 +40,43 @@ impl Store {
         inner.disk.rename(staged, &path)
     }
 
-    /// The fact about a blob that was remembered under `key`, if it is still there and whole, and the blob. Whether that is
-    /// still there is for the caller to find out.
-    pub fn recall_about(&self, key: &str) -> Option<(Digest, Vec<u8>)> {
-        let (_, digest) = self.abouts().ok()?.into_iter().find(|(known, _)| known == key)?;
-        let path = layout::fact(layout::ABOUT, &layout::about(key, &digest))?;
-        let bytes = self.0.disk.read(&path, ABOUT_LIMIT).ok()??;
-        unseal(&bytes).map(|fact| (digest, fact.to_owned()))
+    /// The files that are kept under `kind`, with their lengths; facts are files too.
+    pub fn kept(&self, kind: &str) -> Vec<(String, u64)> {
+        let Some(directory) = layout::fact(kind, "key").map(|path| parent(&path).to_owned()) else { return Vec::new() };
+        let entries = self.0.disk.list(&directory).unwrap_or_default().into_iter();
+        let names = entries.filter_map(|(name, _)| name.into_string().ok());
+        names
+            .filter_map(|name| match self.0.disk.stat(&directory.join(&name)) {
+                Ok(Some((FileKind::File, size))) => Some((name, size)),
+                _ => None,
+            })
+            .collect()
     }
 
-    /// Remember a fact about a blob, instead of any other under this key. It is forgotten with the blob at the latest.
+    /// Open the file that is kept under `key`. What is in it is for the caller to check: a power cut can tear it.
+    pub fn open_kept(&self, kind: &str, key: &str) -> Option<File> {
+        self.0.disk.open(&layout::fact(kind, key)?).ok().flatten()
+    }
+
+    /// Keep a file of any length under `key`, in place of what is there. It may be lost at any time, and is not synced.
     ///
-    /// Errors: as [`remember`](Self::remember), for facts of more than 256 MiB.
-    pub fn remember_about(&self, key: &str, blob: &Digest, fact: &[u8]) -> Result<(), Error> {
-        self.write_fact(layout::ABOUT, &layout::about(key, blob), fact, ABOUT_LIMIT)?;
-        for (known, digest) in self.abouts()? {
-            if known == key && digest != *blob {
-                self.forget(&known, &digest)?;
-            }
-        }
-        Ok(())
+    /// Errors: a word that cannot be a file name, a failing disk.
+    pub fn keep(&self, spool: &Spool, kind: &str, key: &str) -> Result<(), Error> {
+        self.0.disk.require_writable()?;
+        let path = fact_path(kind, key)?;
+        self.0.disk.make_dir(parent(&path))?;
+        self.0.disk.rename(spool.path(), &path)
     }
 
-    /// The keys under which facts about blobs are remembered.
-    pub fn remembered_about(&self) -> Vec<String> {
-        self.abouts().unwrap_or_default().into_iter().map(|(key, _)| key).collect()
-    }
-
-    /// Forget the fact about a blob that is remembered under `key`.
-    pub fn forget_about(&self, key: &str) {
-        for (known, digest) in self.abouts().unwrap_or_default() {
-            if known == key
-                && let Err(error) = self.forget(&known, &digest)
-            {
-                log::debug!("a fact stays although nobody wants it: {error}");
-            }
+    /// Remove what is kept under `key`. Who has it open reads on.
+    pub fn forget(&self, kind: &str, key: &str) {
+        if let Some(path) = layout::fact(kind, key) {
+            // It need not be there.
+            let _ = self.0.disk.remove_file(&path);
         }
     }
+}
 
-    /// Forget the facts about blobs that are gone.
-    pub(crate) fn forget_orphans(&self) -> Result<(), Error> {
-        for (key, digest) in self.abouts()? {
-            if self.0.blob_size(&digest)?.is_none() {
-                self.forget(&key, &digest)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn forget(&self, key: &str, digest: &Digest) -> Result<(), Error> {
-        match layout::fact(layout::ABOUT, &layout::about(key, digest)) {
-            Some(path) if self.0.disk.stat(&path)?.is_some() => self.0.disk.remove_file(&path),
-            _ => Ok(()),
-        }
-    }
-
-    fn abouts(&self) -> Result<Vec<(String, Digest)>, Error> {
-        let directory = Path::new(layout::CACHE).join(layout::ABOUT);
-        if self.0.disk.stat(&directory)?.is_none() {
-            return Ok(Vec::new());
-        }
-        let names = self.0.disk.list(&directory)?;
-        Ok(names.into_iter().filter_map(|(name, _)| layout::parse_about(name.to_str()?)).collect())
-    }
+fn fact_path(kind: &str, key: &str) -> Result<PathBuf, Error> {
+    layout::fact(kind, key).ok_or_else(|| Error::InvalidKey { kind: kind.to_owned(), key: key.to_owned() })
 }

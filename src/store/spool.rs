@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::store::Error;
@@ -33,6 +33,10 @@ impl Spool {
     /// The file itself, where the store is a directory of the host: for what the kernel can do between two files.
     pub fn file(&self) -> Option<&File> {
         self.file.file()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The error of a write, in words.

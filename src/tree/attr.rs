@@ -12,6 +12,12 @@ pub enum Kind {
     File,
     /// A symbolic link.
     Symlink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A FIFO.
+    Fifo,
 }
 
 /// How long the kernel may believe what it was told.
@@ -40,6 +46,8 @@ pub struct Attr {
     pub gid: u32,
     /// Length in bytes; 0 for a control file and for text whose length is not known before it is made.
     pub size: u64,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
     /// When it was made or last changed.
     pub time: SystemTime,
     /// How long this holds.

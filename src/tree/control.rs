@@ -14,22 +14,19 @@ const LONGEST: usize = 4096;
 pub const README: &str = "\
 snapfs: containers and images as files
 
-  ls containers                            the containers of this host
-  cat containers/NAME/status               created, running, paused or stopped
+  ls containers; cat containers/NAME/status     the containers of this host: created, running, paused, stopped
   cat containers/NAME/changes              what it changed: A added, C changed, D deleted
   echo img > containers/NAME/commit        snapshot its file system into the image img; returns when it is durable
   cat containers/NAME/last_error           why the last request failed, and what to do
 
-  ls images/img                            the image: an OCI image layout, read with cat, ls and cp
+  ls images/img images/img/rootfs          the image: an OCI image layout, read with cat, ls and cp; and its files
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
-  mv images/img images/other               rename (replaces an image of that name)
+  mv images/img images/other; rmdir images/img      rename (replaces an image of that name); delete the name
+  echo img:stable > images/img/tag         one more name for the same image
   cp images/img/oci.tar img.tar            the image as one archive, for podman load, docker load, skopeo
   cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
-  echo img:stable > images/img/tag         one more name for the same image
-  rmdir images/img                         delete the name; blobs nobody refers to are collected later
   echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
   echo 'web-* keep=24' >> retention        which names may go: echo dry-run > gc; cat gc; cat events: what happens
-
   echo 'img async' > containers/NAME/commit    do not wait; follow jobs/last/state, cat jobs/last/wait
   echo 1 > jobs/N/cancel                   cancel a job: it leaves nothing behind
 

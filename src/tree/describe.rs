@@ -20,6 +20,7 @@ impl Tree {
             uid: 0,
             gid: self.group,
             size: self.size(node)?,
+            device: (0, 0),
             time: self.time(node),
             lifetime,
         })
@@ -40,7 +41,7 @@ impl Tree {
                     Err(error) if error.kind == ErrorKind::NoAttribute => Ok(0),
                     Err(error) => Err(error),
                 },
-                Kind::Symlink | Kind::Directory => Ok(0),
+                _ => Ok(0),
             },
         }
     }
@@ -69,8 +70,8 @@ fn mode(node: &Node) -> u16 {
         node if node.is_control() => 0o660,
         node => match node.kind() {
             Kind::Directory => 0o750,
-            Kind::File => 0o440,
             Kind::Symlink => 0o777,
+            _ => 0o440,
         },
     }
 }

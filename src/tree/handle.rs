@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::api::{Archive, Coming, Error, EventReader, SnapfsJob};
+use crate::api::{Archive, Coming, Content, Error, EventReader, SnapfsJob};
 use crate::tree::attr::{Caller, DirEntry};
 use crate::tree::import::Receiving;
 use crate::tree::node::Node;
+use crate::tree::view::InView;
 use crate::tree::written;
 
 /// What is behind a file handle.
@@ -32,6 +33,10 @@ pub(super) enum Handle {
     Archive(Arc<Archive>),
     /// A blob.
     Stored(Arc<std::fs::File>),
+    /// A file of an image.
+    Content(Content),
+    /// A directory of an image.
+    ViewDirectory(InView),
     /// A directory as it was at open.
     Listing(Arc<[DirEntry]>),
 }

@@ -9,6 +9,8 @@ const ANNOTATIONS: &str = "annotations";
 const BLOBS: &str = "blobs";
 const LAYERS: &str = "layers";
 const BLOB: &str = "blob";
+const ROOTFS: &str = "rootfs";
+const TREE: &str = "tree";
 
 pub(super) fn join(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") }
@@ -43,6 +45,7 @@ pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {
     entries.push((BLOBS.to_owned(), Node::Blobs(key.clone())));
     entries.push((LABELS.to_owned(), Node::Labels(key.clone())));
     entries.push((LAYERS.to_owned(), Node::Layers(key.clone())));
+    entries.push((ROOTFS.to_owned(), Node::View(key.clone(), None)));
     entries
 }
 
@@ -52,6 +55,7 @@ pub(super) fn entry(key: &ImageKey, name: &str) -> Option<Node> {
         BLOBS => Some(Node::Blobs(key.clone())),
         LABELS => Some(Node::Labels(key.clone())),
         LAYERS => Some(Node::Layers(key.clone())),
+        ROOTFS => Some(Node::View(key.clone(), None)),
         _ => ImageFile::of(name).map(|file| Node::ImageFile(key.clone(), file)),
     }
 }
@@ -78,6 +82,7 @@ pub(super) fn layer_entries(key: &ImageKey, at: usize) -> Vec<(String, Node)> {
     let mut entries: Vec<_> =
         files.map(|(file, name, _)| ((*name).to_owned(), Node::LayerFile(key.clone(), at, *file))).collect();
     entries.push((BLOB.to_owned(), Node::LayerBlob(key.clone(), at)));
+    entries.push((TREE.to_owned(), Node::View(key.clone(), Some(at))));
     entries
 }
 

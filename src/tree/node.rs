@@ -37,6 +37,9 @@ pub(super) enum Node {
     LayerFile(ImageKey, usize, LayerFile),
     /// The symlink to the layer's blob.
     LayerBlob(ImageKey, usize),
+    /// The files of the image, or of the layer with that number: the one node that stands for a whole tree, whose inodes
+    /// have numbers of their own.
+    View(ImageKey, Option<usize>),
 
     /// `query/`, which lists nothing.
     QueryRoot,
@@ -79,6 +82,7 @@ impl Node {
             | Node::BlobsSha256(_)
             | Node::Layers(_)
             | Node::Layer(..)
+            | Node::View(..)
             | Node::QueryRoot
             | Node::Query(_)
             | Node::Jobs
@@ -98,7 +102,8 @@ impl Node {
             | Node::Layers(_)
             | Node::Layer(..)
             | Node::LayerFile(..)
-            | Node::LayerBlob(..) => true,
+            | Node::LayerBlob(..)
+            | Node::View(..) => true,
             Node::Root
             | Node::RootFile(_)
             | Node::Containers

@@ -64,3 +64,5 @@ mod systemd;
 mod tar;
 // What the tree shows, file by file, and against a model.
 mod tree;
+// The files of images, as trees.
+mod view;

@@ -147,7 +147,7 @@ fn compare(what: &str, mut expected: Facts, mut found: Facts, links: bool) {
 }
 
 /// Layers, bottom first, of a container made by doing `change` to `lower`, and the tree that the container sees.
-fn layers_of(lower: &[Item], change: impl FnOnce(&Path), options: &str) -> (Vec<Vec<u8>>, Facts) {
+pub(crate) fn layers_of(lower: &[Item], change: impl FnOnce(&Path), options: &str) -> (Vec<Vec<u8>>, Facts) {
     let temp = scratch();
     let below = temp.path().join("lower");
     fs::create_dir(&below).unwrap();
@@ -182,15 +182,15 @@ pub(crate) fn unpack(layers: &[Vec<u8>], temp: &Path) -> Facts {
 const OPTIONS: [&str; 6] = ["", "userxattr", "index=on", "redirect_dir=on", "metacopy=on,redirect_dir=on", "xino=on"];
 
 /// A named tree, and what happens to it.
-struct Nasty {
-    name: &'static str,
-    lower: Vec<Item>,
-    change: Vec<Item>,
+pub(crate) struct Nasty {
+    pub(crate) name: &'static str,
+    pub(crate) lower: Vec<Item>,
+    pub(crate) change: Vec<Item>,
 }
 
 /// The declared list. What no unpacking program can make (paths above `PATH_MAX`, whiteouts of names above 251 bytes) is
 /// tested without one.
-fn nasty() -> Vec<Nasty> {
+pub(crate) fn nasty() -> Vec<Nasty> {
     let mut list = vec![
         Nasty { name: "nothing", lower: vec![dir("etc")], change: vec![] },
         Nasty {
@@ -374,7 +374,7 @@ const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 const ACL: [(u16, u16, u32); 5] = [(1, 6, !0), (2, 7, 1000), (4, 4, !0), (16, 7, !0), (32, 0, !0)];
 
 /// What makes `change` possible where an item stands on another type.
-fn change_by(items: Vec<Item>) -> impl FnOnce(&Path) {
+pub(crate) fn change_by(items: Vec<Item>) -> impl FnOnce(&Path) {
     move |root| make(root, &items)
 }
 

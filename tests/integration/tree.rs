@@ -21,7 +21,8 @@ fn world() -> Option<World> {
     let world = World::with(Setup::fixed())?;
     world.overlay("web");
     world.run("web");
-    let tars = [b"bottom".to_vec(), b"middle".to_vec()].to_vec();
+    // Empty, and different from each other by what comes behind their end.
+    let tars = [b"bottom", b"middle"].map(|word| [&[0; 1024], &word[..]].concat()).to_vec();
     let history = json!([{ "created_by": "ADD bottom" }, { "created_by": "ENV", "empty_layer": true }]);
     let config = config_with(&tars, &[("history", history)]);
     world.engine.set_base_image_with("web", "docker.io/library/base:1", config, tars);
@@ -51,8 +52,9 @@ fn directories_list_their_tables_and_every_file_can_be_read() {
         &["containers", "images", "jobs", "query"],
     );
     let container = names(ContainerFile::TABLE.iter().map(|row| row.1), &["labels", "rootfs"]);
-    let image = names(ImageFile::TABLE.iter().map(|row| row.1), &["annotations", "blobs", "labels", "layers"]);
-    let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob"]);
+    let besides = ["annotations", "blobs", "labels", "layers", "rootfs"];
+    let image = names(ImageFile::TABLE.iter().map(|row| row.1), &besides);
+    let layer = names(LayerFile::TABLE.iter().map(|row| row.1), &["blob", "tree"]);
     let job = names(JobFile::TABLE.iter().map(|row| row.1), &[]);
     let directories =
         [("", root), ("containers/web", container), (WEB, image), (&format!("{WEB}/layers/2"), layer), ("jobs/1", job)];
@@ -305,6 +307,7 @@ fn to_read_everything_changes_nothing() {
                 Kind::Directory => waiting.push(path),
                 Kind::Symlink => drop(world.link(&path).unwrap()),
                 Kind::File => drop(world.bytes(&path).unwrap()),
+                Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {}
             }
         }
     }

@@ -16,7 +16,7 @@ use snapfs::guard::Guard;
 use snapfs::oci::Digest;
 use snapfs::store::{Backend, DirBackend, Store};
 use snapfs::sys::clock::Clock;
-use snapfs::tree::{Access, Attr, Caller, Change, Error, Kind, Opened, Reply, Tree};
+use snapfs::tree::{Access, Attr, Caller, Change, Error, InView, Kind, Opened, Reply, Tree, is_in_view};
 use tempfile::TempDir;
 
 use crate::harness::cgroup::{Group, versions, wait_for};
@@ -44,12 +44,14 @@ pub(crate) struct Setup {
     pub(crate) namespace: Option<&'static str>,
     /// Closed, the store's disk is slow.
     pub(crate) gate: Gate,
+    /// `cache=` and `symlinks=`
+    pub(crate) views: snapfs::api::ViewSettings,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        let (freeze_limit, gate) = (Some(LIMIT), Gate::default());
-        Setup { clock: Clock::system(), workers: 2, store: None, freeze_limit, namespace: None, gate }
+        let (clock, freeze_limit, gate) = (Clock::system(), Some(LIMIT), Gate::default());
+        Setup { clock, workers: 2, store: None, freeze_limit, namespace: None, gate, views: Default::default() }
     }
 }
 
@@ -101,6 +103,7 @@ impl World {
             clock: setup.clock,
             workers: setup.workers,
             freeze_limit: setup.freeze_limit,
+            views: setup.views,
             namespace: setup.namespace.map(name),
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
@@ -222,7 +225,10 @@ impl World {
         let mut names = path.split('/').filter(|name| !name.is_empty()).peekable();
         let mut ino = 1;
         while let Some(name) = names.next() {
-            let found = self.tree.lookup(ino, name.as_ref())?;
+            let found = match is_in_view(ino) {
+                true => self.in_view(ino)?.lookup(name.as_ref())?,
+                false => self.tree.lookup(ino, name.as_ref())?,
+            };
             // `jobs/last/…`: the only links on the way to something lead to what is beside them.
             ino = match found.kind {
                 Kind::Symlink if names.peek().is_some() => {
@@ -236,17 +242,24 @@ impl World {
     }
 
     pub(crate) fn attr(&self, path: &str) -> Result<Attr, Error> {
-        self.tree.attr(self.ino(path)?)
+        let ino = self.ino(path)?;
+        if is_in_view(ino) { self.in_view(ino)?.attr() } else { self.tree.attr(ino) }
     }
 
     pub(crate) fn link(&self, path: &str) -> Result<String, Error> {
-        let target = self.tree.read_link(self.ino(path)?)?;
+        let ino = self.ino(path)?;
+        let target = if is_in_view(ino) { self.in_view(ino)?.read_link()? } else { self.tree.read_link(ino)? };
         Ok(std::ffi::OsString::from_vec(target).into_string().unwrap())
     }
 
     /// `ls PATH`
     pub(crate) fn list(&self, path: &str) -> Result<Vec<String>, Error> {
-        let fh = self.tree.open_dir(self.ino(path)?)?;
+        let ino = self.ino(path)?;
+        if is_in_view(ino) {
+            let at = self.in_view(ino)?;
+            return Ok(at.entries(0).map(|(name, _)| String::from_utf8(name.to_vec()).unwrap()).collect());
+        }
+        let fh = self.tree.open_dir(ino)?;
         let entries = self.tree.read_dir(fh)?;
         self.tree.release_dir(fh);
         let names: Vec<String> = entries.iter().map(|entry| entry.name.clone().into_string().unwrap()).collect();
@@ -307,11 +320,20 @@ impl World {
     }
 
     pub(crate) fn open_ino(&self, ino: u64, access: Access, caller: Caller) -> Result<Open<'_>, Error> {
-        let fh = match self.tree.open(ino, access, &caller)? {
+        let opened = match is_in_view(ino) {
+            true => self.tree.open_in_view(&self.in_view(ino)?)?,
+            false => self.tree.open(ino, access, &caller)?,
+        };
+        let fh = match opened {
             Opened::Text { fh } | Opened::Control { fh } | Opened::Import { fh } => fh,
-            Opened::Archive { fh, .. } | Opened::Stored { fh, .. } => fh,
+            Opened::Archive { fh, .. } | Opened::Stored { fh, .. } | Opened::Content { fh, .. } => fh,
         };
         Ok(Open { world: self, fh, position: Cell::new(0) })
+    }
+
+    /// A file of an image, when its tree has come.
+    fn in_view(&self, ino: u64) -> Result<InView, Error> {
+        self.wait(self.tree.in_view(ino)?)
     }
 
     /// The answer, when it comes.

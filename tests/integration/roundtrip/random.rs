@@ -118,10 +118,21 @@ fn run_one(root: &Path, op: &Op) -> std::io::Result<()> {
 }
 
 /// Says whether `layers`, unpacked by some program, are the tree expected.
-type Check = fn(what: &str, layers: &[Vec<u8>], expected: Facts, links: bool);
+type Check<'a> = &'a dyn Fn(&str, &[Vec<u8>], Facts, bool);
+
+/// What three random processes do, one after the other: to a base, to an image on it, to a container of that.
+pub(crate) fn history() -> impl Strategy<Value = [Vec<Op>; 3]> {
+    let ops = |most| prop::collection::vec(op(true), 0..most);
+    (ops(30), ops(30), ops(40)).prop_map(|(base, image, container)| [base, image, container])
+}
+
+/// The layers of images that a history leaves, each with the tree that it is.
+pub(crate) fn images_of([base, image, container]: &[Vec<Op>; 3], see: &dyn Fn(&[Vec<u8>], Facts)) {
+    random_container(base, image, container, "", true, &|_, layers, facts, _| see(layers, facts));
+}
 
 /// A random base, a random layer on it, and a container on both with random changes.
-fn random_container(base: &[Op], image: &[Op], container: &[Op], options: &str, links: bool, check: Check) {
+fn random_container(base: &[Op], image: &[Op], container: &[Op], options: &str, links: bool, check: Check<'_>) {
     let temp = scratch();
     let [bottom, first, second] = ["bottom", "first", "second"].map(|name| temp.path().join(name));
     fs::create_dir(&bottom).unwrap();
@@ -155,7 +166,7 @@ proptest! {
         container in prop::collection::vec(op(true), 0..40),
         options in prop::sample::select(vec!["", "xino=on"]),
     ) {
-        random_container(&base, &image, &container, options, true, check);
+        random_container(&base, &image, &container, options, true, &check);
     }
 
     /// Hard links apart: overlayfs shows a file of a renamed directory and its other name outside as one inode, and in an
@@ -167,7 +178,7 @@ proptest! {
         container in prop::collection::vec(op(true), 0..40),
         options in prop::sample::select(vec!["redirect_dir=on", "metacopy=on,redirect_dir=on"]),
     ) {
-        random_container(&base, &image, &container, options, false, check);
+        random_container(&base, &image, &container, options, false, &check);
     }
 
     #[test]
@@ -176,7 +187,7 @@ proptest! {
         container in prop::collection::vec(op(true), 0..40),
         options in prop::sample::select(vec!["redirect_dir=on", "metacopy=on,redirect_dir=on", "index=on"]),
     ) {
-        random_container(&base, &[], &container, options, true, check);
+        random_container(&base, &[], &container, options, true, &check);
     }
 }
 
@@ -190,7 +201,7 @@ proptest! {
         container in prop::collection::vec(op(true), 0..40),
     ) {
         if in_lab() {
-            random_container(&base, &image, &container, "", true, check_umoci);
+            random_container(&base, &image, &container, "", true, &check_umoci);
         }
     }
 }

@@ -1,0 +1,10 @@
+//! The files of images: `rootfs/` and `layers/N/tree/`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod figures;
+mod hostile;
+mod images;
+mod reading;
+mod same;
+mod tars;
