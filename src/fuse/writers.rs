@@ -14,8 +14,8 @@ use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
 
-/// Set in aliases, and in no inode number of the tree.
-const ALIAS: u64 = 1 << 63;
+/// Set in aliases, and in no inode number of the tree: those of files of images, which have no writers, have the bit above.
+const ALIAS: u64 = 1 << 62;
 
 /// Who has which writable inode open.
 #[derive(Debug, Default)]

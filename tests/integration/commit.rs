@@ -298,7 +298,7 @@ fn chunked_layers_are_described_in_the_manifest() {
     }
     // What is remembered of the base is its description too; and a layer that cannot be had so is told of.
     world.make("web", &[file(b"latin\xe9", "x")]);
-    world.commit("web", "again compression=zstd:chunked").unwrap();
+    world.commit("web", "again compression=zstd:chunked base=image").unwrap();
     let again = annotated("again");
     assert_eq!((&again[..2], &again[2]), (&first[..2], &None));
     let log = world.read("jobs/3/log").unwrap();

@@ -381,7 +381,7 @@ fn jobs_are_listed_followed_and_their_end_is_an_exit_status() {
     assert!(!followed.stdout.contains('\x1b'), "no terminal");
     assert!(!progress().contains("\nremaining "), "it has ended");
 
-    place.write("containers/web/commit", "two async compression=zstd:19").unwrap();
+    place.write("containers/web/commit", "two async compression=zstd:19 base=image").unwrap();
     // As on a terminal, with the bar.
     let script = format!("{SNAPFS} jobs --dir {dir} --follow last");
     let on_terminal = start(&["script", "-qec", &script, "/dev/null"]);
