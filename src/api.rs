@@ -5,6 +5,7 @@
 
 mod coming;
 mod container;
+mod containerd;
 mod error;
 mod event;
 mod facts;

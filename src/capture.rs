@@ -8,6 +8,7 @@
 
 mod aside;
 mod base;
+mod during;
 mod error;
 mod ground;
 mod held;
@@ -25,6 +26,7 @@ mod torn;
 mod volumes;
 
 pub use base::import as import_base;
+pub use during::{Act, During, Moment, capture_during, hold_during};
 pub use error::Error;
 pub use ground::{Memory, forget_gone};
 pub use hold::Held;
@@ -40,6 +42,7 @@ use crate::oci::{Digest, ImageName};
 use crate::progress::Progress;
 use crate::store::{Lease, Store};
 use crate::sys::clock::Clock;
+use during::Still;
 use ground::Ground;
 use hold::{Freezing, SEAL_LIMIT};
 use taken::Taken;
@@ -163,10 +166,14 @@ fn capture_on(
     let earlier = ground.earlier.take();
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| request.pause == Pause::Seal);
     let (taken, held) = match &freezing {
-        Some(freezing) => seal::seal(context, lease, container, request, freezing, earlier, progress)?,
+        Some(freezing) => {
+            let mut end = |frozen| Held::of(frozen, Pause::Seal);
+            let still = Still { freezing, during: &mut |_| Ok(()), end: &mut end };
+            seal::seal(context, lease, container, request, still, earlier, progress)?
+        }
         None => held::read(context, lease, container, request, earlier, progress)?,
     };
-    let Taken { layer, torn, skipped_sockets, sealed, volumes, files } = taken;
+    let Taken { layer, torn, skipped_sockets, sealed, volumes, files, deleted: _ } = taken;
     // The layers of volumes are not told of by the container's own files.
     let files = files.filter(|_| request.volumes.is_empty());
     let memory = files.and_then(|files| Memory::of(context, container, request.compression, ground.origin, &files));

@@ -70,9 +70,29 @@ pub trait Engine: Send + Sync + Debug {
         Ok(false)
     }
 
+    /// What runs the container, and where that keeps its state; none if the files do not say.
+    fn runtime(&self, _container: &Container) -> Option<Runtime> {
+        None
+    }
+
+    /// What only the engine's program can tell of a container, as its `inspect` does; none if there is no such program, or
+    /// nothing more to tell. It is run, and waited for.
+    fn inspect(&self, _container: &Container) -> Result<Option<serde_json::Value>, Error> {
+        Ok(None)
+    }
+
     /// The container's labels. An engine that must be asked for them is asked in the background: [`Error::NotYet`] if it has
     /// not told within half a second.
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error>;
+}
+
+/// A container's OCI runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    /// The program: `runc` or `crun`.
+    pub name: String,
+    /// Its `--root`.
+    pub root: std::path::PathBuf,
 }
 
 /// What an engine's files say.

@@ -25,6 +25,7 @@ pub mod view;
 
 pub mod capture;
 
+pub mod checkpoint;
 pub mod commit;
 
 pub mod api;

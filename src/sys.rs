@@ -22,6 +22,7 @@ pub mod priority;
 pub mod process;
 mod procfs;
 mod switch;
+pub mod tracer;
 
 // The rest of the machine.
 pub mod abi;

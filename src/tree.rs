@@ -499,7 +499,7 @@ impl Tree {
                 containers::entry(key, name)
             }
             Node::Images(prefix) => images::find(api, prefix, name),
-            Node::Image(key) => images::entry(key, name),
+            Node::Image(key) => images::entry(api, key, name),
             Node::QueryRoot => query::find(api, name)?,
             Node::Query(filter) => query::entry_of(api, filter, name)?,
             Node::Jobs => jobs::find(api, name),
@@ -528,7 +528,9 @@ impl Tree {
             }
             Node::ContainerLabels(key) => containers::labels(api, key),
             Node::Images(prefix) => Ok(images::list(api, prefix)),
-            Node::Image(key) => Ok(images::entries(key)),
+            Node::Image(key) => Ok(images::entries(api, key)),
+            Node::Base(key) => Ok(images::base_entries(api, key)),
+            Node::Containerd(key) => Ok(images::containerd_entries(api, key)),
             Node::Annotations(key) => images::annotations(api, key),
             Node::Labels(key) => labels::list(api, key),
             Node::Blobs(key) => Ok(vec![("sha256".to_owned(), Node::BlobsSha256(key.clone()))]),

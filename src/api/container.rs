@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::api::{Coming, Container, Error, ErrorKind, Snapfs};
 use crate::capture;
+use crate::checkpoint;
 use crate::engine::{Engine, Listing, RootFs, Status};
 
 /// A container for as long as it exists: its engine and its id, whatever its name becomes.
@@ -121,6 +122,16 @@ impl Snapfs {
     pub(super) fn engine(&self, container: &Container) -> Result<&dyn Engine, Error> {
         let missing = || Error::new(ErrorKind::NotFound, format!("no adapter for the engine {}", container.engine));
         self.engines.engine_of(container).ok_or_else(missing)
+    }
+
+    /// `yes`, or why the container could not be checkpointed, a reason a line. Programs are run for it, beside whoever asks.
+    pub fn checkpointable(self: &Arc<Self>, key: ContainerKey) -> Result<Arc<Coming<Vec<u8>>>, Error> {
+        self.beside(&self.scans, move |this, _| {
+            let container = this.container_now(&key)?;
+            let reasons = checkpoint::checkpointable(this.engine(&container)?, &container);
+            let text = if reasons.is_empty() { "yes".to_owned() } else { reasons.join("\n") };
+            Ok((text + "\n").into_bytes())
+        })
     }
 
     /// What it changed in its image, now: `A|C|D path`, a line each. It is found out beside whoever asks.

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{archive, capture, changeset, engine, guard, image, line, store, view};
+use crate::{archive, capture, changeset, checkpoint, engine, guard, image, line, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,7 @@ from_room! {
     image::Error => image_kind,
     archive::Error => archive_kind,
     capture::Error => capture_kind,
+    checkpoint::Error => checkpoint_kind,
     line::Error => line_kind,
     view::Error => view_kind,
 }
@@ -216,6 +217,7 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
         E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } | E::NoBase(_) => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
+        E::NotRunning { .. } => ErrorKind::Invalid,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
@@ -225,11 +227,28 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
         E::Changes(_)
         | E::Tar(_)
         | E::InUse(_)
+        | E::During(_)
         | E::Aside { .. }
         | E::NotAside { .. }
         | E::BaseDiffers { .. }
         | E::BaseRead(_)
         | E::BaseConfig(_) => ErrorKind::Io,
+    }
+}
+
+fn checkpoint_kind(error: &checkpoint::Error) -> ErrorKind {
+    use checkpoint::Error as E;
+    match error {
+        E::NoRuntime { .. } | E::OldCriu { .. } | E::Unsupported(_) => ErrorKind::Unsupported,
+        E::Program { source: process::Error::Missing { .. }, .. } => ErrorKind::Unsupported,
+        E::Program { .. } | E::Dump { .. } | E::NotEnded { .. } => ErrorKind::External,
+        E::Moved { .. } => ErrorKind::Busy,
+        E::Capture(error) => capture_kind(error),
+        E::Engine(error) => engine_kind(error),
+        E::Image(error) => image_kind(error),
+        E::Store(error) => store_kind(error),
+        E::Cancelled(_) => ErrorKind::Cancelled,
+        E::Dumped { .. } | E::Mounted { .. } | E::Spec { .. } => ErrorKind::Io,
     }
 }
 

@@ -7,7 +7,7 @@ use oci_spec::image as spec;
 
 use crate::api::{Archive, Coming, Error, ErrorKind, Image, ImageName, Snapfs};
 use crate::archive::Layout;
-use crate::oci::{Descriptor, Digest, InvalidName, annotation, canonical_json};
+use crate::oci::{Descriptor, Digest, InvalidName, MEDIA_TYPE_INDEX, annotation, canonical_json};
 use crate::store::{self, Record, Replace, Space};
 
 /// An image under a name, as it was when it was looked up: whoever holds the key keeps seeing this image although the
@@ -95,6 +95,9 @@ impl Snapfs {
 
     /// `index.json` of the image as a layout of its own (image-spec `image-layout.md`): one manifest, named by its tag.
     pub fn index_json(&self, key: &ImageKey) -> Result<Vec<u8>, Error> {
+        if key.manifest.media_type == MEDIA_TYPE_INDEX {
+            return self.containerd_json(key);
+        }
         let internal = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("index.json: {error}"));
         let digest: spec::Digest = key.manifest.digest.to_string().parse().map_err(|error| internal(&error))?;
         let tag = key.name.tag().unwrap_or("latest").to_owned();
@@ -134,13 +137,19 @@ impl Snapfs {
     }
 
     /// `error`, unless the name stands for this image no more: then its blobs are missing because nobody needs them.
-    fn unless_gone(&self, key: &ImageKey, error: Error) -> Error {
+    pub(super) fn unless_gone(&self, key: &ImageKey, error: Error) -> Error {
         let is_there = self.store.record(&key.name).is_some_and(|record| record.manifest == key.manifest);
         if is_there {
             return error;
         }
         let gone = format!("the image that {} was is deleted; look the name up again", key.name);
         Error::new(ErrorKind::Stale, gone)
+    }
+
+    /// The image that a checkpoint stands on, and that its name keeps.
+    pub fn base_of(&self, key: &ImageKey) -> Option<ImageKey> {
+        let record = self.store.record(&key.name).filter(|record| record.manifest == key.manifest)?;
+        Some(ImageKey { name: key.name.clone(), manifest: record.base.clone()? })
     }
 
     /// When the name was last set.
@@ -203,7 +212,10 @@ impl Snapfs {
         }
         let name = self.full_name(&name)?;
         let kind = Some(image.kind().to_owned());
-        let record = Record { kind, ..Record::new(key.manifest.clone(), self.clock.now()) };
+        // What it stands on must stay for as long as either name does.
+        let base = self.base_of(key).map(|base| base.manifest);
+        let containerd = self.containerd_of(key).map(|index| index.manifest);
+        let record = Record { kind, base, containerd, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
         Ok(line.trim().to_owned())
     }

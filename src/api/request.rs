@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::api::words::{Asked, Words};
+use crate::api::words::{self, Words};
 use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
 use crate::capture;
-use crate::commit::{Options, commit};
+use crate::checkpoint;
+use crate::commit;
 use crate::engine::name;
 use crate::job::{self, Abandoned, Brief, Finish};
-use crate::oci::{Descriptor, annotation};
+use crate::oci::{Descriptor, ImageName, annotation};
 use crate::progress::Progress;
 use crate::sys::clock::Clock;
 use crate::sys::process::Origin;
@@ -22,6 +23,37 @@ use crate::sys::process::Origin;
 pub enum Verb {
     /// Snapshot the file system.
     Commit,
+    /// Snapshot the processes too.
+    Checkpoint,
+}
+
+/// What was asked for, understood.
+enum Asked {
+    Commit(commit::Options),
+    Checkpoint(checkpoint::Options),
+}
+
+impl Asked {
+    fn parse(verb: Verb, line: &str) -> Result<Asked, crate::line::Error> {
+        Ok(match verb {
+            Verb::Commit => Asked::Commit(commit::Options::parse(line)?),
+            Verb::Checkpoint => Asked::Checkpoint(checkpoint::Options::parse(line)?),
+        })
+    }
+
+    fn name(&mut self) -> &mut ImageName {
+        match self {
+            Asked::Commit(options) => &mut options.name,
+            Asked::Checkpoint(options) => &mut options.name,
+        }
+    }
+
+    fn is_detached(&self) -> bool {
+        match self {
+            Asked::Commit(options) => options.detach,
+            Asked::Checkpoint(options) => options.detach,
+        }
+    }
 }
 
 impl Verb {
@@ -29,6 +61,7 @@ impl Verb {
     pub fn as_str(self) -> &'static str {
         match self {
             Verb::Commit => "commit",
+            Verb::Checkpoint => "checkpoint",
         }
     }
 }
@@ -58,16 +91,17 @@ impl Snapfs {
         line: &str,
         uid: u32,
     ) -> Result<(Arc<SnapfsJob>, bool), Error> {
-        let mut options = Options::parse(line)?;
-        options.name = self.full_name(&options.name)?;
+        let mut asked = Asked::parse(verb, line)?;
+        let name = asked.name();
+        *name = self.full_name(name)?;
         let container = self.container(key)?;
-        let detach = options.detach;
+        let detach = asked.is_detached();
         let command = format!("containers/{}/{} {line}", name::encode(&container.name), verb.as_str());
         let brief = Brief { command, subject: key.to_string(), uid };
         let (this, key) = (Arc::clone(self), key.clone());
         let line = format!("{} {line}", verb.as_str());
         let work = move |progress: &Progress| {
-            let result = this.commit(&key, &options, progress);
+            let result = this.snapshot(&key, &asked, progress);
             this.record(&key.to_string(), &line, uid, this.last_running(&key), &result);
             if result.is_err() {
                 // What it had finished, such as a base layer, would fill the disk until the hour is over.
@@ -84,7 +118,7 @@ impl Snapfs {
     }
 
     /// The container as it is when its turn comes, not as it was when it was asked for.
-    fn commit(&self, key: &ContainerKey, options: &Options, progress: &Progress) -> Result<String, Error> {
+    fn snapshot(&self, key: &ContainerKey, asked: &Asked, progress: &Progress) -> Result<String, Error> {
         let container = self.container_now(key)?;
         let engine = self.engine(&container)?;
         let masked = self.mask_freeze(key);
@@ -95,7 +129,12 @@ impl Snapfs {
             clock: self.clock,
             freeze_limit: self.freeze_limit,
         };
-        let manifest = commit(&context, &container, options, progress);
+        let manifest = match asked {
+            Asked::Commit(options) => commit::commit(&context, &container, options, progress).map_err(Error::from),
+            Asked::Checkpoint(options) => {
+                checkpoint::checkpoint(&context, &container, options, progress).map_err(Error::from)
+            }
+        };
         if let Ok(manifest) = &manifest {
             self.count_frozen(manifest);
         }
@@ -185,7 +224,7 @@ impl Snapfs {
         job: Option<JobId>,
         result: &Result<String, Error>,
     ) {
-        self.words.record(subject, &Asked { at: self.clock.now(), uid, job, command }, result);
+        self.words.record(subject, &words::Asked { at: self.clock.now(), uid, job, command }, result);
     }
 
     fn mask_freeze(&self, key: &ContainerKey) -> Masked {
@@ -207,7 +246,7 @@ pub(super) fn abandoned(words: &Words, clock: Clock, job: &SnapfsJob, why: Aband
     };
     // `containers/NAME/VERB LINE`
     let command = job.brief.command.splitn(3, '/').last().unwrap_or_default();
-    let asked = Asked { at: clock.now(), uid: job.brief.uid, job: Some(job.id), command };
+    let asked = words::Asked { at: clock.now(), uid: job.brief.uid, job: Some(job.id), command };
     words.record(&job.brief.subject, &asked, &Err(error.clone()));
     error
 }

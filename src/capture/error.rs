@@ -89,6 +89,17 @@ pub enum Error {
          removed; nothing of it was kept: write the command again"
     )]
     Unsettled(String),
+    /// What it was to be done with needs a process.
+    #[error("the container {name} is {status}: only one that runs has processes to checkpoint; start it, or commit it")]
+    NotRunning {
+        /// The container.
+        name: String,
+        /// What it is.
+        status: &'static str,
+    },
+    /// What was to be done in the freeze failed.
+    #[error(transparent)]
+    During(Box<dyn std::error::Error + Send + Sync>),
     /// The engine could not say what it should.
     #[error(transparent)]
     Engine(#[from] engine::Error),

@@ -85,8 +85,14 @@ impl Freezing {
 impl Held {
     /// Let `frozen` run.
     pub(super) fn of(frozen: Frozen, pause: Pause) -> Result<Held, Error> {
+        let held = Held::so_far(&frozen, pause);
+        Ok(Held { frozen_for: frozen.thaw()?, ..held })
+    }
+
+    /// While it does not.
+    pub(super) fn so_far(frozen: &Frozen, pause: Pause) -> Held {
         let how = if frozen.was_paused() { "paused" } else { pause.as_str() };
-        Ok(Held { how, frozen_for: frozen.thaw()? })
+        Held { how, frozen_for: frozen.frozen_for() }
     }
 }
 

@@ -18,12 +18,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::capture::aside::{Aside, LARGE, Late};
+use crate::capture::during::Still;
 use crate::capture::hold::{Freezing, Held, require_kept};
 use crate::capture::in_use::{InUse, Names};
 use crate::capture::layout::{self, is_early};
 use crate::capture::look::Look;
 use crate::capture::taken::Taken;
-use crate::capture::{Context, Error, Pause, Request};
+use crate::capture::{Context, Error, Request};
 use crate::changeset::tar::{Read, Writer};
 use crate::changeset::{Changes, Difference, Earlier, Entry, Kind, Location, Place, SETTLED, Snapshot, is_settled};
 use crate::engine::Container;
@@ -50,10 +51,11 @@ pub(super) fn seal(
     lease: &Lease,
     container: &Container,
     request: Request<'_>,
-    freezing: &Freezing,
+    still: Still<'_>,
     earlier: Option<(Snapshot, Earlier)>,
     progress: &Progress,
 ) -> Result<(Taken, Held), Error> {
+    let freezing = still.freezing;
     progress.enter("scanning");
     let mut parts = Part::all(context, lease, container, request, earlier, progress)?;
     for part in &mut parts {
@@ -81,7 +83,9 @@ pub(super) fn seal(
         })?;
         Ok((in_use, took))
     };
-    let looked = frozen.processes().map_err(Error::from).and_then(|processes| InUse::of(&processes)).and_then(look);
+    let done = (still.during)(&frozen);
+    let processes = done.and_then(|()| Ok(frozen.processes()?));
+    let looked = processes.and_then(|processes| InUse::of(&processes)).and_then(look);
     let (in_use, looked_for) = match looked {
         Ok(looked) => looked,
         // It runs again before anybody hears of the error.
@@ -90,7 +94,7 @@ pub(super) fn seal(
             return Err(error);
         }
     };
-    let held = Held::of(frozen, Pause::Seal)?;
+    let held = (still.end)(frozen)?;
     drop(hurry);
     progress.enter("finishing");
     let objects: u64 = parts.iter().map(|part| part.look.snapshot.objects()).sum();

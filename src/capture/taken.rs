@@ -1,7 +1,7 @@
 //! [`Taken`]: what was read of a container, or of one of its volumes.
 
 use crate::capture::Volume;
-use crate::changeset::{Changes, Location, escape, tar};
+use crate::changeset::{Changes, Kind, Location, escape, tar};
 use crate::image::LayerWriter;
 use crate::progress::Progress;
 
@@ -15,6 +15,8 @@ pub(super) struct Taken {
     /// How often files were read before the freeze, and what was read in it.
     pub(super) sealed: Option<(usize, u64)>,
     pub(super) volumes: Vec<(Volume, LayerWriter)>,
+    /// What was deleted, by its path.
+    pub(super) deleted: Vec<Vec<u8>>,
     /// What [`Look::remember`](super::look::Look::remember) made of it.
     pub(super) files: Option<Vec<u8>>,
 }
@@ -27,6 +29,7 @@ impl Taken {
             skipped_sockets: changes.sockets,
             sealed: None,
             volumes: Vec::new(),
+            deleted: Vec::new(),
             files: None,
         }
     }
@@ -45,7 +48,10 @@ impl Taken {
         if changes.dropped_xattrs > 0 {
             progress.log(format!("left out extended attributes that bind to this host: {}", changes.dropped_xattrs));
         }
-        Taken { layer: Some(layer), torn, skipped_sockets: written.skipped_sockets, ..Taken::nothing(changes) }
+        let whiteouts = changes.entries.iter().filter(|entry| entry.kind == Kind::Whiteout);
+        let deleted = whiteouts.map(|entry| entry.path.clone()).collect();
+        let skipped_sockets = written.skipped_sockets;
+        Taken { layer: Some(layer), torn, skipped_sockets, deleted, ..Taken::nothing(changes) }
     }
 
     /// What was read of a volume is part of this, as a layer of its own.

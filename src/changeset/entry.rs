@@ -116,6 +116,18 @@ impl From<&Stat> for Metadata {
 }
 
 impl Changes {
+    /// Nothing: for a tar of entries that come from elsewhere.
+    pub fn none() -> Changes {
+        Changes {
+            entries: Vec::new(),
+            sockets: 0,
+            mounts: Vec::new(),
+            vanished: Vec::new(),
+            dropped_xattrs: 0,
+            roots: Vec::new(),
+        }
+    }
+
     /// Whether something of it shows only in the container's own file system.
     pub fn needs_merged(&self) -> bool {
         self.roots.len() > 1
@@ -146,6 +158,23 @@ impl Changes {
 }
 
 impl Entry {
+    /// A file or directory of root's that no container has: its content is given when it is written.
+    pub fn made(path: &str, kind: Kind, mode: u32, size: u64, mtime: i64) -> Entry {
+        let mtime = Time { seconds: mtime, nanoseconds: 0 };
+        // No holes are looked for in a file with as many blocks as it needs.
+        let metadata = Metadata { mode, size, blocks: size.div_ceil(512), mtime, ctime: mtime, ..Metadata::default() };
+        Entry {
+            path: path.as_bytes().to_vec(),
+            kind,
+            in_lower: false,
+            metadata,
+            xattrs: Vec::new(),
+            replaces: false,
+            copied_up: false,
+            root: 0,
+        }
+    }
+
     /// The deletion of `path`.
     pub(crate) fn whiteout(path: Vec<u8>) -> Entry {
         Entry {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::engine::files;
 use crate::engine::host::{Host, NamedCgroups};
 use crate::engine::runtime::{self, Record, StateDirectory};
-use crate::engine::{BaseImage, Container, Engine, Error, Inventory, annotations, stop};
+use crate::engine::{BaseImage, Container, Engine, Error, Inventory, Runtime, annotations, stop};
 
 /// Containers that were started with `crun run` or `crun create`.
 #[derive(Debug)]
@@ -39,6 +39,10 @@ impl Engine for Crun {
 
     fn stop(&self, container: &Container, wanted: &dyn Fn() -> bool) -> Result<(), Error> {
         stop::with_runtime(&self.states, &self.host, container, wanted)
+    }
+
+    fn runtime(&self, _: &Container) -> Option<Runtime> {
+        Some(Runtime { name: self.states.runtime.to_owned(), root: self.states.root.clone() })
     }
 
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error> {

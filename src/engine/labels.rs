@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::engine::Error;
 use crate::sys::process::Program;
@@ -20,6 +20,8 @@ pub(super) type Labels = BTreeMap<String, String>;
 
 /// How long podman may take to tell a container's labels.
 const INSPECT: Duration = Duration::from_secs(2);
+/// How long it may take to tell all, when somebody waits for just that.
+const FULL_INSPECT: Duration = Duration::from_secs(10);
 /// How long the one who waits does: podman takes 30 to 60 ms.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a failure is remembered: podman is not asked again and again for what it does not tell.
@@ -51,6 +53,11 @@ struct State {
 impl Told {
     pub(super) fn new(arguments: Vec<OsString>) -> Told {
         Told(Arc::new(Shared { arguments, state: Mutex::default(), answered: Condvar::new() }))
+    }
+
+    /// All that podman tells of the container `id`, now.
+    pub(super) fn inspect(&self, id: &str) -> Result<Value, Error> {
+        self.0.ask(id, FULL_INSPECT)
     }
 
     /// The labels of the container `id`; [`Error::NotYet`] if podman has not told them yet.
@@ -115,30 +122,25 @@ impl Shared {
     }
 
     fn inspect(&self, id: &str) -> Result<Labels, Error> {
-        let command = format!("podman container inspect {id}");
+        let labels: Option<Labels> = serde_json::from_value(self.ask(id, INSPECT)?["Config"]["Labels"].take())
+            .map_err(|error| Error::Answer { command: command(id), reason: error.to_string() })?;
+        Ok(labels.unwrap_or_default())
+    }
+
+    fn ask(&self, id: &str, limit: Duration) -> Result<Value, Error> {
+        let command = command(id);
         let failed = |source| Error::Program { command: command.clone(), source };
         let unusable = |reason| Error::Answer { command: command.clone(), reason };
         let program = Program::find("podman").map_err(failed)?;
         let program = program.arguments(&self.arguments).arguments(["container", "inspect", "--format", "json", id]);
-        let output = program.run(INSPECT).and_then(|output| output.check()).map_err(failed)?;
-        let answer: Vec<Inspected> =
-            serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))?;
-        let [inspected] = <[Inspected; 1]>::try_from(answer)
+        let output = program.run(limit).and_then(|output| output.check()).map_err(failed)?;
+        let answer: Vec<Value> = serde_json::from_slice(&output.stdout).map_err(|error| unusable(error.to_string()))?;
+        let [inspected] = <[Value; 1]>::try_from(answer)
             .map_err(|answer| unusable(format!("it tells of {} containers", answer.len())))?;
-        Ok(inspected.config.labels.unwrap_or_default())
+        Ok(inspected)
     }
 }
 
-/// The part of `podman container inspect` that is used.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Inspected {
-    config: InspectedConfig,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct InspectedConfig {
-    #[serde(default)]
-    labels: Option<Labels>,
+fn command(id: &str) -> String {
+    format!("podman container inspect {id}")
 }

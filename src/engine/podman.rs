@@ -13,8 +13,8 @@ use crate::engine::labels::{Labels, Told};
 use crate::engine::runtime::{Now, Record as State, StateDirectory};
 use crate::engine::storage::{Record, Store, parse_storage_conf};
 use crate::engine::{
-    BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Status, crun,
-    runc, stop,
+    BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Runtime,
+    Status, crun, runc, stop,
 };
 
 /// Where root's podman keeps images and containers unless storage.conf(5) says otherwise.
@@ -225,6 +225,16 @@ impl Engine for Podman {
 
     fn start(&self, container: &Container) -> Result<bool, Error> {
         stop::run("podman", &self.arguments, &["start", &container.id], stop::PODMAN, &|| true).map(|()| true)
+    }
+
+    fn runtime(&self, container: &Container) -> Option<Runtime> {
+        let name = container.runtime.as_deref()?;
+        let runtime = self.runtimes.iter().find(|runtime| runtime.runtime == name)?;
+        Some(Runtime { name: name.to_owned(), root: runtime.root.clone() })
+    }
+
+    fn inspect(&self, container: &Container) -> Result<Option<serde_json::Value>, Error> {
+        self.labels.inspect(&container.id).map(Some)
     }
 
     fn labels(&self, container: &Container) -> Result<Labels, Error> {

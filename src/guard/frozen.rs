@@ -127,6 +127,17 @@ impl Frozen {
         }
     }
 
+    /// Freeze a container again that its user had frozen and that was let run by somebody since.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`].
+    pub fn restore_pause(&self) -> Result<(), Error> {
+        if self.was_paused() && !self.freezer.is_frozen_by_user()? {
+            self.freezer.freeze(Instant::now() + STOP)?;
+        }
+        Ok(())
+    }
+
     /// Let the container run, unless its user froze it, and return for how long it did not: zero if its user froze it.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::guard::message::{LONGEST, Reply, Request};
 use crate::sys::cgroup::Switch;
 use crate::sys::packet::{Received, Socket};
 use crate::sys::process::{is_dying, stand_alone};
+use crate::sys::tracer::{kill_named, marked};
 
 /// So many containers can be frozen at once: three descriptors each, of the 1024 that every process may have.
 pub(crate) const MOST_HOLDS: usize = 256;
@@ -26,6 +27,11 @@ const LOOK: Duration = Duration::from_millis(20);
 const DYING: Duration = Duration::from_millis(200);
 /// How long it tries to thaw what does not thaw, once the daemon has ended.
 const TRY: Duration = Duration::from_secs(10);
+/// The programs that a daemon may have had at work on what it froze. A CRIU that outlives its daemon freezes the container
+/// again, as it found it: so it is thawed until there is none.
+const TRACERS: [&str; 3] = ["runc", "crun", "criu"];
+/// How long they may take to come to an end by themselves, with all that they undo then.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// To be called first in `main`: the guard is the same program under another name. If this process was started as the
 /// guard, it is that to its end, and the call does not return.
@@ -68,16 +74,17 @@ struct Held {
     until: Instant,
     is_late: bool,
     is_thawed: bool,
+    is_marked: bool,
 }
 
 impl Held {
     fn thaw(&mut self) -> bool {
         let is_thawed = self.switch.thaw_if_there().is_ok();
-        if is_thawed && !self.is_thawed {
+        if is_thawed && !self.is_marked {
+            self.is_marked = true;
             // Without the mark a later daemon thaws once more, which is harmless unless the user paused it meanwhile.
             let _ = self.intent.write_all(THAWED.as_bytes());
         }
-        self.is_thawed |= is_thawed;
         is_thawed
     }
 }
@@ -130,7 +137,15 @@ impl Watch {
                 let [Some(control), Some(request), Some(intent)] = files else { return Reply::Failed { id } };
                 let switch = Switch::new(version, control, request);
                 let until = Instant::now() + limit;
-                self.holds.push(Held { id, switch, intent: intent.into(), until, is_late: false, is_thawed: false });
+                self.holds.push(Held {
+                    id,
+                    switch,
+                    intent: intent.into(),
+                    until,
+                    is_late: false,
+                    is_thawed: false,
+                    is_marked: false,
+                });
                 Reply::Done { id }
             }
             Request::Release { .. } | Request::Thaw { .. } => {
@@ -151,7 +166,7 @@ impl Watch {
         for held in &mut self.holds {
             if !held.is_thawed && held.until <= now {
                 held.is_late = true;
-                held.thaw();
+                held.is_thawed = held.thaw();
             }
         }
     }
@@ -160,9 +175,7 @@ impl Watch {
         if self.holds.is_empty() || !self.pid.is_some_and(is_dying) {
             return;
         }
-        self.holds.iter_mut().for_each(|held| {
-            held.thaw();
-        });
+        self.thaw_each();
         let since = *self.dying_since.get_or_insert_with(Instant::now);
         if since.elapsed() > DYING {
             self.holds.retain(|held| !held.is_thawed);
@@ -170,12 +183,27 @@ impl Watch {
     }
 
     fn thaw_all(&mut self) {
-        let until = Instant::now() + TRY;
-        while !self.holds.is_empty() && Instant::now() < until {
-            self.holds.retain_mut(|held| !held.thaw());
+        let started = Instant::now();
+        while !self.holds.is_empty() && started.elapsed() < TRY {
+            self.thaw_each();
+            let tracers = self.pid.map(|pid| marked(&TRACERS, &pid.to_string())).unwrap_or_default();
+            if tracers.is_empty() {
+                // What the last one froze again is thawed in this round.
+                self.thaw_each();
+                self.holds.retain(|held| !held.is_thawed);
+            } else if started.elapsed() > PATIENCE {
+                let each = tracers.iter().flat_map(|pid| TRACERS.iter().map(|name| (*pid, *name)));
+                each.filter(|(pid, name)| kill_named(*pid, name)).for_each(drop);
+            }
             if !self.holds.is_empty() {
                 thread::sleep(Duration::from_millis(10));
             }
+        }
+    }
+
+    fn thaw_each(&mut self) {
+        for held in &mut self.holds {
+            held.is_thawed = held.thaw();
         }
     }
 }

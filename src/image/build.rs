@@ -156,6 +156,25 @@ impl Draft<'_> {
     }
 }
 
+impl Parent {
+    /// Make an image of it, as it is: what a checkpoint's files are the difference to. Returns its manifest and its config.
+    ///
+    /// Errors: the disk's, and a config that is none.
+    pub fn write(&self, lease: &Lease) -> Result<(Descriptor, Descriptor), Error> {
+        let created =
+            self.config["created"].as_str().and_then(|text| text.parse().ok()).unwrap_or(Timestamp::UNIX_EPOCH);
+        let history = History { created, created_by: String::new(), author: None, comment: None };
+        let draft = Draft { parent: self, layer: None, history, annotations: BTreeMap::new() };
+        let mut config: Value = serde_json::from_slice(&draft.config()?)?;
+        // Nothing was added.
+        if let Some(history) = config["history"].as_array_mut() {
+            history.pop();
+        }
+        let config = put(lease, MEDIA_TYPE_CONFIG, &canonical_json(&config)?)?;
+        Ok((put(lease, MEDIA_TYPE_MANIFEST, &draft.manifest(&config)?)?, config))
+    }
+}
+
 /// As many entries that made a layer as there are layers: podman and docker both refuse anything else.
 fn complete_history(history: &mut Vec<Value>, layers: usize) -> Result<(), Error> {
     let made = history.iter().filter(|entry| entry.get("empty_layer") != Some(&Value::Bool(true))).count();

@@ -239,6 +239,15 @@ impl LayerWriter {
         }
     }
 
+    /// End the stream, and make no blob of it: the tar as it would have been stored, to be read again for as long as the
+    /// value lives.
+    ///
+    /// Errors: those of [`finish`](Self::finish).
+    pub fn into_unpublished(mut self) -> Result<Unpublished, Error> {
+        let output = self.drain().map_err(Failure::into_error)?;
+        Ok(Unpublished { blob: output.blob })
+    }
+
     /// End the open frame.
     fn cut(&mut self, holds: Holds) -> io::Result<()> {
         self.batch.cut(holds);
@@ -307,6 +316,21 @@ impl LayerWriter {
 
     fn take_stage(&mut self) -> Stage {
         std::mem::replace(&mut self.stage, Stage::Failed(Failure::lost()))
+    }
+}
+
+/// A layer that is only to be read.
+#[derive(Debug)]
+pub struct Unpublished {
+    blob: BlobWriter,
+}
+
+impl Unpublished {
+    /// Its bytes, from the beginning.
+    ///
+    /// Errors: the disk's.
+    pub fn open(&self) -> Result<std::fs::File, Error> {
+        Ok(self.blob.reopen()?)
     }
 }
 

@@ -42,3 +42,18 @@ pub const TORN: &str = "io.snapfs.torn";
 pub const VOLUMES: &str = "io.snapfs.volumes";
 /// How many sockets were left out: a layer cannot hold one, and a socket without its process is of no use.
 pub const SKIPPED_SOCKETS: &str = "io.snapfs.skipped_sockets";
+
+/// Of a checkpoint: `internal` if its network namespace is a part of the dump, `external` if it was made before.
+pub const CHECKPOINT_NETWORK: &str = "io.snapfs.checkpoint.network";
+/// Of a checkpoint: what becomes of open TCP connections at a restore, `established` or `close`; left out if there were none.
+pub const CHECKPOINT_TCP: &str = "io.snapfs.checkpoint.tcp";
+/// Of a checkpoint: `no` if the container's files are not in it.
+pub const CHECKPOINT_FILES: &str = "io.snapfs.checkpoint.files";
+/// Of a checkpoint: pages of memory that were written.
+pub const CHECKPOINT_PAGES: &str = "io.snapfs.checkpoint.pages";
+/// Of a checkpoint: how long CRIU took to write the memory, in microseconds.
+pub const CHECKPOINT_MEMORY_MICROSECONDS: &str = "io.snapfs.checkpoint.memory_us";
+/// Of a checkpoint: how long the processes were stopped by CRIU's own count, in microseconds.
+pub const CHECKPOINT_CRIU_MICROSECONDS: &str = "io.snapfs.checkpoint.criu_us";
+/// The digest of the base image's manifest.
+pub const BASE_DIGEST: &str = "org.opencontainers.image.base.digest";

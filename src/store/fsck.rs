@@ -260,7 +260,7 @@ impl Needs {
 
     fn walk(&mut self, disk: &Disk, name: &ImageName, record: &Record) {
         let mut seen = HashSet::new();
-        let mut open: Vec<(Descriptor, usize)> = vec![(record.manifest.clone(), 0)];
+        let mut open: Vec<(Descriptor, usize)> = record.images().map(|image| (image.clone(), 0)).collect();
         if !is_document(&record.manifest.media_type) {
             let reason = format!("its media type is {}", record.manifest.media_type);
             self.lack(record.manifest.digest, Lack::Document { reason });

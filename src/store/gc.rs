@@ -74,7 +74,8 @@ impl Store {
         // blobs and that `collecting` remembers.
         let collecting = inner.pins.begin_collection();
         let names = self.names();
-        let named = names.values().map(|record| Node::of(record.manifest.digest, &record.manifest.media_type));
+        let images = names.values().flat_map(|record| record.images());
+        let named = images.map(|manifest| Node::of(manifest.digest, &manifest.media_type));
         let spelled = quarantined_records(&inner.disk)?;
         let marked = mark(named.chain(spelled), |node| refs(&inner.disk, node))?;
         let live: HashSet<Digest> = marked.into_iter().map(|node| node.digest).collect();

@@ -158,6 +158,15 @@ impl Lease {
         Spool::create(&self.0)
     }
 
+    /// A new directory for a program that leaves files: its path on the host. It and they go with the lease.
+    ///
+    /// Errors: the disk is full or fails.
+    pub fn room(&self) -> Result<PathBuf, Error> {
+        let path = self.0.new_path();
+        self.0.inner.disk.make_dir(&path)?;
+        Ok(self.0.inner.disk.full(&path))
+    }
+
     /// Write a file into the lease's directory and make its bytes durable.
     pub(crate) fn stage(&self, bytes: &[u8]) -> Result<PathBuf, Error> {
         let path = self.0.new_path();

@@ -22,6 +22,12 @@ pub struct Record {
     /// `commit`, `checkpoint`, or nothing for an image that came from elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// The manifest of the image that it stands on and does not hold itself: a checkpoint's files are the difference to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Descriptor>,
+    /// The index of the same checkpoint for containerd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containerd: Option<Descriptor>,
     /// The operator's labels on the name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -32,9 +38,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// The images that the name keeps: its own, the one below, and its other form.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &Descriptor> {
+        [&self.manifest].into_iter().chain(&self.base).chain(&self.containerd)
+    }
+
     /// A record without kind and labels.
     pub fn new(manifest: Descriptor, created: Timestamp) -> Record {
-        Record { manifest, created, kind: None, labels: BTreeMap::new(), generation: 0 }
+        Record { manifest, created, kind: None, base: None, containerd: None, labels: BTreeMap::new(), generation: 0 }
     }
 
     /// The bytes of a record file.

@@ -37,7 +37,9 @@ impl Store {
         let inner = &self.0;
         inner.disk.require_writable()?;
         debug_assert!(lease.is_of(inner), "a lease holds nothing in another store");
-        inner.require_complete(lease, &record.manifest)?;
+        for image in record.images() {
+            inner.require_complete(lease, image)?;
+        }
         // The order law: bytes were synced before their blob had a name; here the blobs' names; below the image's name.
         inner.disk.sync_dir(Path::new(layout::BLOBS))?;
 

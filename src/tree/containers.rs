@@ -49,7 +49,7 @@ pub(super) fn text(api: &Snapfs, key: &ContainerKey, file: ContainerFile) -> Res
     }
     match file {
         ContainerFile::Spec => api.spec(key),
-        ContainerFile::Commit => Ok(api.last_result(&key.to_string()).into_bytes()),
+        ContainerFile::Commit | ContainerFile::Checkpoint => Ok(api.last_result(&key.to_string()).into_bytes()),
         ContainerFile::LastError => Ok(api.last_error(&key.to_string()).into_bytes()),
         _ => Err(Error::new(crate::api::ErrorKind::Io, "this file is made when it is opened")),
     }

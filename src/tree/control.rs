@@ -17,6 +17,7 @@ snapfs: containers and images as files
   ls containers; cat containers/NAME/status     the containers of this host: created, running, paused, stopped
   cat containers/NAME/changes              what it changed: A added, C changed, D deleted
   echo img > containers/NAME/commit        snapshot its file system into the image img; returns when it is durable
+  echo ck > containers/NAME/checkpoint     its processes too, for podman container restore; see checkpointable
   cat containers/NAME/last_error           why the last request failed, and what to do
 
   ls images/img images/img/rootfs          the image: an OCI image layout, read with cat, ls and cp; and its files
@@ -127,8 +128,9 @@ impl Tree {
 
     fn carry_out(&self, node: &Node, line: &str, nonblock: bool, caller: &Caller) -> Outcome {
         let settled = match node {
-            Node::ContainerFile(key, ContainerFile::Commit) => {
-                match self.api.submit(key, Verb::Commit, line, caller.uid) {
+            Node::ContainerFile(key, file @ (ContainerFile::Commit | ContainerFile::Checkpoint)) => {
+                let verb = if *file == ContainerFile::Commit { Verb::Commit } else { Verb::Checkpoint };
+                match self.api.submit(key, verb, line, caller.uid) {
                     Ok((job, detach)) => return Outcome::Job { job, detached: nonblock || detach },
                     Err(error) => Err(error),
                 }

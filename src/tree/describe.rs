@@ -29,8 +29,8 @@ impl Tree {
     fn size(&self, node: &Node) -> Result<u64, Error> {
         match node {
             Node::Blob(key, digest) => {
-                let image = self.api.image(key)?;
-                Ok(image.blobs().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
+                let blobs = self.api.blobs(key)?;
+                Ok(blobs.iter().find(|blob| blob.digest == *digest).map_or(0, |blob| blob.size))
             }
             Node::ImageFile(key, ImageFile::Archive) => self.api.archive_size(key),
             node if node.is_control() || later::is_made_later(node) => Ok(0),

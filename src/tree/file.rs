@@ -57,6 +57,8 @@ files!(
         Spec "spec.json" "the OCI runtime-spec configuration, byte for byte",
         Changes "changes" "what it changed in its image, now: \"A|C|D path\" lines",
         Commit "commit" "write \"NAME [OPTION...]\": snapshot the file system",
+        Checkpoint "checkpoint" "write \"NAME [OPTION...]\": snapshot the processes too",
+        Checkpointable "checkpointable" "\"yes\", or why it could not be checkpointed, a reason and its remedy a line",
         LastError "last_error" "the last failed request on this container, in full",
     }
 );
@@ -116,7 +118,7 @@ impl RootFile {
 impl ContainerFile {
     /// Whether a write is a command.
     pub fn is_control(self) -> bool {
-        self == ContainerFile::Commit
+        matches!(self, ContainerFile::Commit | ContainerFile::Checkpoint)
     }
 
     /// The fact that the file shows, if it shows one.
@@ -130,9 +132,12 @@ impl ContainerFile {
             ContainerFile::Pid => Fact::Pid,
             ContainerFile::Image => Fact::Image,
             ContainerFile::Created => Fact::Created,
-            ContainerFile::Spec | ContainerFile::Changes | ContainerFile::Commit | ContainerFile::LastError => {
-                return None;
-            }
+            ContainerFile::Spec
+            | ContainerFile::Changes
+            | ContainerFile::Commit
+            | ContainerFile::Checkpoint
+            | ContainerFile::Checkpointable
+            | ContainerFile::LastError => return None,
         })
     }
 }

@@ -6,7 +6,10 @@ use crate::tree::labels::LABELS;
 use crate::tree::node::Node;
 
 const ANNOTATIONS: &str = "annotations";
+const BASE: &str = "base";
 const BLOBS: &str = "blobs";
+const CHECKPOINT: &str = "checkpoint";
+const CONTAINERD: &str = "containerd";
 const LAYERS: &str = "layers";
 const BLOB: &str = "blob";
 const ROOTFS: &str = "rootfs";
@@ -37,27 +40,67 @@ pub(super) fn find(api: &Snapfs, prefix: &str, name: &str) -> Option<Node> {
     [path.replace("%3A", ":"), path].into_iter().find_map(|path| Some(node(&path, api.image_entry_at(&path)?)))
 }
 
-pub(super) fn entries(key: &ImageKey) -> Vec<(String, Node)> {
+pub(super) fn entries(api: &Snapfs, key: &ImageKey) -> Vec<(String, Node)> {
     let files = ImageFile::TABLE.iter();
     let mut entries: Vec<_> =
         files.map(|(file, name, _)| ((*name).to_owned(), Node::ImageFile(key.clone(), *file))).collect();
     entries.push((ANNOTATIONS.to_owned(), Node::Annotations(key.clone())));
+    if api.base_of(key).is_some() {
+        entries.push((BASE.to_owned(), Node::Base(key.clone())));
+    }
     entries.push((BLOBS.to_owned(), Node::Blobs(key.clone())));
+    if api.containerd_of(key).is_some() {
+        entries.push((CONTAINERD.to_owned(), Node::Containerd(key.clone())));
+    }
     entries.push((LABELS.to_owned(), Node::Labels(key.clone())));
     entries.push((LAYERS.to_owned(), Node::Layers(key.clone())));
-    entries.push((ROOTFS.to_owned(), Node::View(key.clone(), None)));
+    let files = if is_checkpoint(api, key) { CHECKPOINT } else { ROOTFS };
+    entries.push((files.to_owned(), Node::View(key.clone(), None)));
     entries
 }
 
-pub(super) fn entry(key: &ImageKey, name: &str) -> Option<Node> {
+pub(super) fn entry(api: &Snapfs, key: &ImageKey, name: &str) -> Option<Node> {
     match name {
+        CONTAINERD => api.containerd_of(key).map(|_| Node::Containerd(key.clone())),
+        BASE => api.base_of(key).map(|_| Node::Base(key.clone())),
         ANNOTATIONS => Some(Node::Annotations(key.clone())),
         BLOBS => Some(Node::Blobs(key.clone())),
         LABELS => Some(Node::Labels(key.clone())),
         LAYERS => Some(Node::Layers(key.clone())),
-        ROOTFS => Some(Node::View(key.clone(), None)),
+        CHECKPOINT | ROOTFS => {
+            let is_it = is_checkpoint(api, key) == (name == CHECKPOINT);
+            is_it.then(|| Node::View(key.clone(), None))
+        }
         _ => ImageFile::of(name).map(|file| Node::ImageFile(key.clone(), file)),
     }
+}
+
+/// The files of a checkpoint are no root of a container.
+fn is_checkpoint(api: &Snapfs, key: &ImageKey) -> bool {
+    api.image(key).is_ok_and(|image| image.kind() == CHECKPOINT)
+}
+
+/// The image that a checkpoint stands on, as an OCI layout: what an engine needs that does not have it.
+pub(super) fn base_entries(api: &Snapfs, key: &ImageKey) -> Vec<(String, Node)> {
+    const FILES: [ImageFile; 6] = [
+        ImageFile::Layout,
+        ImageFile::Index,
+        ImageFile::Manifest,
+        ImageFile::Config,
+        ImageFile::Digest,
+        ImageFile::Size,
+    ];
+    let Some(base) = api.base_of(key) else { return Vec::new() };
+    let files = FILES.into_iter().map(|file| (file.name().to_owned(), Node::ImageFile(base.clone(), file)));
+    files.chain([(BLOBS.to_owned(), Node::Blobs(base.clone()))]).collect()
+}
+
+/// A checkpoint as containerd takes it, as an OCI layout.
+pub(super) fn containerd_entries(api: &Snapfs, key: &ImageKey) -> Vec<(String, Node)> {
+    let Some(index) = api.containerd_of(key) else { return Vec::new() };
+    let files = [ImageFile::Layout, ImageFile::Index];
+    let files = files.into_iter().map(|file| (file.name().to_owned(), Node::ImageFile(index.clone(), file)));
+    files.chain([(BLOBS.to_owned(), Node::Blobs(index.clone()))]).collect()
 }
 
 pub(super) fn annotations(api: &Snapfs, key: &ImageKey) -> Result<Vec<(String, Node)>, Error> {
@@ -67,8 +110,7 @@ pub(super) fn annotations(api: &Snapfs, key: &ImageKey) -> Result<Vec<(String, N
 }
 
 pub(super) fn blobs(api: &Snapfs, key: &ImageKey) -> Result<Vec<(String, Node)>, Error> {
-    let image = api.image(key)?;
-    let digests: std::collections::BTreeSet<_> = image.blobs().map(|blob| blob.digest).collect();
+    let digests: std::collections::BTreeSet<_> = api.blobs(key)?.into_iter().map(|blob| blob.digest).collect();
     Ok(digests.into_iter().map(|digest| (digest.hex(), Node::Blob(key.clone(), digest))).collect())
 }
 
@@ -93,11 +135,16 @@ pub(super) fn layer_blob(api: &Snapfs, key: &ImageKey, at: usize) -> Result<Opti
 }
 
 pub(super) fn text(api: &Snapfs, key: &ImageKey, file: ImageFile) -> Result<Vec<u8>, Error> {
+    match file {
+        ImageFile::Layout => return Ok(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        ImageFile::Index => return api.index_json(key),
+        _ => {}
+    }
     let image = api.image(key)?;
     let line = |text: &str| Ok(format!("{text}\n").into_bytes());
     match file {
-        ImageFile::Layout => Ok(br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
-        ImageFile::Index => api.index_json(key),
+        // Above: there may be no image below them, but an index.
+        ImageFile::Layout | ImageFile::Index => Ok(Vec::new()),
         ImageFile::Manifest => Ok(image.manifest_bytes.clone()),
         ImageFile::Config => Ok(image.config_bytes.clone()),
         ImageFile::Digest => line(&key.manifest.digest.to_string()),

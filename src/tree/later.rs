@@ -12,7 +12,7 @@ use crate::tree::node::Node;
 pub(super) fn is_made_later(node: &Node) -> bool {
     matches!(
         node,
-        Node::ContainerFile(_, ContainerFile::Changes)
+        Node::ContainerFile(_, ContainerFile::Changes | ContainerFile::Checkpointable)
             | Node::JobFile(_, JobFile::Wait)
             | Node::RootFile(RootFile::Health | RootFile::Metrics | RootFile::Events)
             | Node::ImageFile(_, ImageFile::UnpackedSize | ImageFile::UniqueSize)
@@ -25,6 +25,9 @@ impl Tree {
         let line = |number: u64| format!("{number}\n").into_bytes();
         Ok(Some(match node {
             Node::ContainerFile(key, ContainerFile::Changes) => Handle::Coming(self.api.changes(key.clone())?),
+            Node::ContainerFile(key, ContainerFile::Checkpointable) => {
+                Handle::Coming(self.api.checkpointable(key.clone())?)
+            }
             // They look at every blob if the store has changed.
             Node::RootFile(RootFile::Health) => Handle::Coming(self.api.ask()?),
             Node::RootFile(RootFile::Metrics) => {

@@ -24,6 +24,10 @@ pub(super) enum Node {
     Images(String),
     Image(ImageKey),
     ImageFile(ImageKey, ImageFile),
+    /// The image that a checkpoint stands on; what is in it are nodes of that image.
+    Base(ImageKey),
+    /// A checkpoint in the form for containerd, likewise.
+    Containerd(ImageKey),
     Annotations(ImageKey),
     Annotation(ImageKey, String),
     /// The labels of the name: the only directory in which files are made and deleted.
@@ -76,6 +80,8 @@ impl Node {
             | Node::ContainerLabels(_)
             | Node::Images(_)
             | Node::Image(_)
+            | Node::Base(_)
+            | Node::Containerd(_)
             | Node::Annotations(_)
             | Node::Labels(_)
             | Node::Blobs(_)
@@ -94,7 +100,9 @@ impl Node {
     pub(super) fn is_immutable(&self) -> bool {
         match self {
             Node::ImageFile(_, file) => !file.is_control() && !file.follows_the_name(),
-            Node::Annotations(_)
+            Node::Base(_)
+            | Node::Containerd(_)
+            | Node::Annotations(_)
             | Node::Annotation(..)
             | Node::Blobs(_)
             | Node::BlobsSha256(_)

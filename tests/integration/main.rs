@@ -16,6 +16,8 @@ mod crash_store;
 mod aftermath;
 // What a container changed, on real overlay mounts.
 mod changeset;
+// Running processes as images, and what stock engines make of them.
+mod checkpoint;
 // What an image of a commit consists of.
 mod commit;
 // Control files: every rule of docs/interface.md, on the tree.

@@ -281,6 +281,28 @@ impl Bundle {
         bundle
     }
 
+    /// A bundle on an overlay whose lower directory is `lower`, which others may share.
+    pub(crate) fn on(lower: &Path, runtime: &'static str, states: &Path, name: &str) -> Bundle {
+        let directory = directory();
+        let bundle = Bundle { directory, states: states.to_owned(), runtime, name: name.to_owned(), is_overlay: true };
+        let at = bundle.path();
+        for part in ["upper", "work", "rootfs"] {
+            fs::create_dir_all(at.join(part)).unwrap();
+        }
+        let upper = ["upper", "work"].map(|part| format!("{part}dir={}", at.join(part).display())).join(",");
+        let layers = format!("lowerdir={},{upper}", lower.display());
+        run(&["mount", "-t", "overlay", "-o", &layers, "overlay", text(&at.join("rootfs"))]);
+        run(&[runtime, "spec", "--bundle", text(&at)]);
+        bundle.configure(|spec| {
+            spec["linux"]["cgroupsPath"] = bundle.cgroup().into();
+            spec["process"]["terminal"] = false.into();
+            spec["process"]["env"] = serde_json::json!(["PATH=/bin"]);
+            spec["root"]["readonly"] = false.into();
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+        });
+        bundle
+    }
+
     /// Change `config.json`.
     pub(crate) fn configure(&self, change: impl FnOnce(&mut serde_json::Value)) {
         let file = self.path().join("config.json");
@@ -302,6 +324,14 @@ impl Bundle {
     /// Start the container.
     pub(crate) fn start(&self) {
         self.runtime(&["run", "--detach", "--bundle", text(&self.path()), &self.name]);
+    }
+
+    /// The same, with nothing that it could read from or write to: a file of the host's could not be restored.
+    pub(crate) fn start_silently(&self) {
+        let script = "exec \"$@\" </dev/null >/dev/null 2>&1";
+        let (root, bundle) = (text(&self.states), self.path());
+        let words = ["--root", root, "run", "--detach", "--bundle", text(&bundle), &self.name];
+        run(&[&["sh", "-c", script, "sh", self.runtime], &words[..]].concat());
     }
 
     pub(crate) fn pid(&self) -> u32 {
