@@ -90,7 +90,9 @@ impl Store {
         let names = self.names();
         let mut manifests: HashMap<Digest, (&Descriptor, u32)> = HashMap::new();
         for (_, record) in names.iter().filter(|(name, _)| !without.contains(name)) {
-            manifests.entry(record.manifest.digest).or_insert((&record.manifest, 0)).1 += 1;
+            for image in record.images() {
+                manifests.entry(image.digest).or_insert((image, 0)).1 += 1;
+            }
         }
         let mut census = Census::default();
         let mut sizes: HashMap<Digest, u64> = HashMap::new();
