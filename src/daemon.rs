@@ -26,6 +26,7 @@ use crate::fuse::{self, Session, Target};
 use crate::store::Store;
 use crate::sys::account;
 use crate::sys::daemonize::{self, Outcome, Readiness, Side};
+use crate::sys::memory;
 use crate::sys::mount::Flags;
 use crate::{guard, store};
 use parts::Parts;
@@ -231,6 +232,7 @@ fn serve(
     if !account::is_root() {
         return Err(Error::NotRoot);
     }
+    memory::keep_little();
     let target = Target::prepare(dir)?;
     let Parts { tree, snapfs } = parts::compose(options)?;
 

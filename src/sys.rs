@@ -28,4 +28,5 @@ pub mod tracer;
 pub mod abi;
 pub mod boot;
 pub mod clock;
+pub mod memory;
 pub mod mount;

@@ -25,6 +25,9 @@ use crate::image::{Compression, Error};
 /// How many threads may encode, whatever the machine: eight keep up with the one that hashes, and each has its batches.
 pub(crate) const MAX_WORKERS: usize = 8;
 
+/// How many batches the producer may be ahead beside those in use: 4 MiB of tar and more.
+const AHEAD: usize = 8;
+
 /// A batch and its place in the layer.
 type Job = (u64, Batch);
 type Done = (u64, io::Result<Batch>);
@@ -76,9 +79,10 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// How many batches exist: one in each worker's hands, one waiting for each, and those of producer and writer.
+    /// How many batches exist: one in each worker's hands, one waiting for each, those of producer and writer, and some more,
+    /// so that the workers have work while the producer opens many small files or looks for changes.
     fn batches(workers: usize) -> usize {
-        2 * workers + 2
+        2 * workers + 2 + AHEAD
     }
 
     /// Start the threads, which will append to `output`.
