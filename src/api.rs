@@ -17,6 +17,7 @@ mod metrics;
 mod namespace;
 mod query;
 mod request;
+mod restore;
 mod view;
 mod words;
 
@@ -39,6 +40,7 @@ pub use request::Verb;
 pub use view::ViewSettings;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -51,6 +53,7 @@ use crate::engine::Engines;
 use crate::filter::Filter;
 use crate::guard::Guard;
 use crate::job::{Background, Job, Jobs};
+use crate::restore::Places;
 use crate::store::{Census, Store};
 use crate::sys::clock::Clock;
 use crate::view::Views;
@@ -78,6 +81,8 @@ pub struct Parts {
     pub views: ViewSettings,
     /// `namespace=`: only names below it are seen, and new ones are put there.
     pub namespace: Option<ImageName>,
+    /// Where the tree is mounted, for programs that are told of it.
+    pub mount_point: PathBuf,
 }
 
 /// The product: containers, images and jobs, and the verbs that act on them.
@@ -109,6 +114,10 @@ pub struct Snapfs {
     freeze_limit: Option<Duration>,
     views: Views,
     symlinks_in_root: bool,
+    mount_point: PathBuf,
+    /// Where containers that we made live.
+    places: Arc<Places>,
+    tend: Sender<()>,
     wake: Sender<()>,
     ended: Receiver<()>,
     collect: Sender<()>,
@@ -140,7 +149,11 @@ impl Snapfs {
         let engines = Arc::new(parts.engines);
         start_collector(parts.store.clone(), Arc::clone(&engines), requests);
         let views = view::start(parts.store.clone(), &parts.views, wake.clone());
+        let places = Arc::new(Places::new(&parts.store));
         Arc::new(Snapfs {
+            mount_point: parts.mount_point,
+            tend: restore::start_tending(&places),
+            places,
             store: parts.store,
             engines,
             guard: parts.guard,

@@ -185,7 +185,7 @@ fn capture_on(
 pub fn changes(container: &Container, progress: &Progress) -> Result<Vec<u8>, Error> {
     // Nobody may want it any more by the time that its turn comes.
     progress.check().map_err(changeset::Error::from)?;
-    let source = source::of(container);
+    let source = source::of(container)?;
     let changes = changeset::scan(&source, &source::mount_points(container)?, progress)?;
     let mut lines = Vec::new();
     // Writing to memory cannot fail.

@@ -12,7 +12,6 @@ mod criu;
 mod describe;
 mod dump;
 mod error;
-mod explain;
 mod options;
 mod pages;
 mod preflight;
@@ -147,6 +146,7 @@ pub fn checkpoint(
         labels: options.labels.clone(),
         base: Some(base.manifest),
         containerd,
+        made_here: true,
         ..Record::new(manifest.clone(), context.clock.now())
     };
     // The commit point.

@@ -77,7 +77,8 @@ pub fn commit(
 
     progress.check()?;
     let labels = options.labels.clone();
-    let record = Record { kind: Some(KIND.to_owned()), labels, ..Record::new(manifest.clone(), clock.now()) };
+    let kind = Some(KIND.to_owned());
+    let record = Record { kind, labels, made_here: true, ..Record::new(manifest.clone(), clock.now()) };
     // The commit point.
     store.tag(&lease, &options.name, record, replace)?;
     if let Some(memory) = captured.memory {

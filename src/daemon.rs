@@ -234,7 +234,7 @@ fn serve(
     }
     memory::keep_little();
     let target = Target::prepare(dir)?;
-    let Parts { tree, snapfs } = parts::compose(options)?;
+    let Parts { tree, snapfs } = parts::compose(options, dir)?;
 
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::Start)?;
     let (sender, signalled) = unbounded();

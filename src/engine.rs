@@ -75,6 +75,11 @@ pub trait Engine: Send + Sync + Debug {
         None
     }
 
+    /// What makes a container at this engine; none if snapfs cannot have one made there.
+    fn maker(&self) -> Option<Maker> {
+        None
+    }
+
     /// What only the engine's program can tell of a container, as its `inspect` does; none if there is no such program, or
     /// nothing more to tell. It is run, and waited for.
     fn inspect(&self, _container: &Container) -> Result<Option<serde_json::Value>, Error> {
@@ -93,6 +98,15 @@ pub struct Runtime {
     pub name: String,
     /// Its `--root`.
     pub root: std::path::PathBuf,
+}
+
+/// What makes containers at an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Maker {
+    /// An OCI runtime, from a bundle.
+    Runtime(Runtime),
+    /// podman, from an image: the arguments that tell it which store it is about.
+    Podman(Vec<std::ffi::OsString>),
 }
 
 /// What an engine's files say.

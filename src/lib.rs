@@ -24,9 +24,11 @@ pub mod image;
 pub mod view;
 
 pub mod capture;
+pub mod criu;
 
 pub mod checkpoint;
 pub mod commit;
+pub mod restore;
 
 pub mod api;
 pub mod tree;

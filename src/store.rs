@@ -194,6 +194,22 @@ impl Store {
         entries.map(|(name, entry)| (name.clone(), entry.clone())).collect()
     }
 
+    /// The directory on the host for containers made of images. The store keeps nothing in it, and does not make it.
+    pub fn containers(&self) -> PathBuf {
+        self.0.disk.full(Path::new(layout::CONTAINERS))
+    }
+
+    /// The directory on the host for images that are unpacked. The store keeps nothing in it, and does not make it.
+    pub fn roots(&self) -> PathBuf {
+        self.0.disk.full(Path::new(layout::ROOTS))
+    }
+
+    /// Whether a snapshot of this store's own is the image of that manifest: no image that came from elsewhere is, whatever
+    /// it says of itself.
+    pub fn is_made_here(&self, manifest: &Digest) -> bool {
+        self.names().values().any(|record| record.made_here && record.manifest.digest == *manifest)
+    }
+
     /// How much room the store's file system has.
     pub fn space(&self) -> Result<Space, Error> {
         self.0.disk.space()

@@ -8,6 +8,7 @@ pub mod dir;
 pub mod inside;
 
 pub mod flock;
+pub mod ground;
 pub mod space;
 pub mod terminal;
 pub mod xattr;
@@ -21,6 +22,7 @@ pub mod packet;
 pub mod priority;
 pub mod process;
 mod procfs;
+pub mod reap;
 mod switch;
 pub mod tracer;
 

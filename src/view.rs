@@ -27,6 +27,7 @@ mod stream;
 mod tar;
 mod tree;
 
+pub use build::read_tar;
 pub use content::{Content, Opened};
 pub use tree::{Inode, Kind, Tree, Walk};
 

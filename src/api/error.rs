@@ -4,7 +4,7 @@ use std::io;
 
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{archive, capture, changeset, checkpoint, engine, guard, image, line, store, view};
+use crate::{archive, capture, changeset, checkpoint, engine, guard, image, line, restore, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,7 @@ from_room! {
     checkpoint::Error => checkpoint_kind,
     line::Error => line_kind,
     view::Error => view_kind,
+    restore::Error => restore_kind,
 }
 
 /// Some causes decide the kind wherever they come from: a full disk, a cancelled job.
@@ -217,6 +218,7 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
         E::NotStarted { cause, .. } => engine_kind(cause),
         E::Removed(_) | E::Ended { .. } | E::NoBase(_) => ErrorKind::NotFound,
         E::Late { .. } => ErrorKind::TimedOut,
+        E::OnOurMount(_) => ErrorKind::Unsupported,
         E::NotRunning { .. } => ErrorKind::Invalid,
         E::Engine(error) => engine_kind(error),
         E::Freeze(error) => freeze_kind(error),
@@ -249,6 +251,22 @@ fn checkpoint_kind(error: &checkpoint::Error) -> ErrorKind {
         E::Store(error) => store_kind(error),
         E::Cancelled(_) => ErrorKind::Cancelled,
         E::Dumped { .. } | E::Mounted { .. } | E::Spec { .. } => ErrorKind::Io,
+    }
+}
+
+fn restore_kind(error: &restore::Error) -> ErrorKind {
+    use restore::Error as E;
+    match error {
+        E::Untrusted { .. } | E::Foreign(_) => ErrorKind::Denied,
+        E::Taken { .. } | E::Left { .. } => ErrorKind::Exists,
+        E::NoEngine { .. } | E::Unsupported(_) | E::Missing { .. } => ErrorKind::Unsupported,
+        E::NoBase { .. } => ErrorKind::NotFound,
+        E::Program { .. } => ErrorKind::External,
+        E::Malformed(_) | E::Files { .. } | E::Unpack { .. } | E::NoBlob(_) => ErrorKind::Io,
+        E::Image(error) => image_kind(error),
+        E::View(error) => view_kind(error),
+        E::Store(error) => store_kind(error),
+        E::Cancelled(_) => ErrorKind::Cancelled,
     }
 }
 

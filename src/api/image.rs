@@ -215,7 +215,9 @@ impl Snapfs {
         // What it stands on must stay for as long as either name does.
         let base = self.base_of(key).map(|base| base.manifest);
         let containerd = self.containerd_of(key).map(|index| index.manifest);
-        let record = Record { kind, base, containerd, ..Record::new(key.manifest.clone(), self.clock.now()) };
+        let made_here = self.store.is_made_here(&key.manifest.digest);
+        let record =
+            Record { kind, base, containerd, made_here, ..Record::new(key.manifest.clone(), self.clock.now()) };
         self.store.tag(&lease, &name, record, Replace::Allowed)?;
         Ok(line.trim().to_owned())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{Error, ErrorKind, ImageKey, Snapfs};
+use crate::api::{Error, ErrorKind, ImageKey, Snapfs, restore};
 
 /// The longest key and value together, in bytes: what containerd takes too.
 pub const LABEL_LIMIT: usize = 4096;
@@ -10,6 +10,11 @@ pub const LABEL_LIMIT: usize = 4096;
 pub const LABELS_LIMIT: usize = 64 << 10;
 
 impl Snapfs {
+    /// Refuse a change of a label that only root may change.
+    pub fn check_label_writer(&self, label: &str, uid: u32) -> Result<(), Error> {
+        restore::check_label_writer(label, uid)
+    }
+
     /// The labels of the name, as they are now.
     pub fn labels(&self, key: &ImageKey) -> Result<BTreeMap<String, String>, Error> {
         let gone = || Error::new(ErrorKind::Stale, format!("there is no image {} any more", key.name));

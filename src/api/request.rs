@@ -1,11 +1,12 @@
 //! A written line becomes a job; the only place where operations are wired.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::api::restore::check_label_writer;
 use crate::api::words::{self, Words};
 use crate::api::{ContainerKey, Error, ErrorKind, JobId, Snapfs, SnapfsJob};
 use crate::capture;
@@ -45,6 +46,13 @@ impl Asked {
         match self {
             Asked::Commit(options) => &mut options.name,
             Asked::Checkpoint(options) => &mut options.name,
+        }
+    }
+
+    fn labels(&self) -> &BTreeMap<String, String> {
+        match self {
+            Asked::Commit(options) => &options.labels,
+            Asked::Checkpoint(options) => &options.labels,
         }
     }
 
@@ -92,6 +100,7 @@ impl Snapfs {
         uid: u32,
     ) -> Result<(Arc<SnapfsJob>, bool), Error> {
         let mut asked = Asked::parse(verb, line)?;
+        asked.labels().keys().try_for_each(|label| check_label_writer(label, uid))?;
         let name = asked.name();
         *name = self.full_name(name)?;
         let container = self.container(key)?;

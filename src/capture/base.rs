@@ -31,6 +31,7 @@ pub fn import(
     compression: Compression,
     progress: &Progress,
 ) -> Result<Parent, Error> {
+    source::check_place(container)?;
     bring(context, lease, container, compression, progress).map(|(parent, _)| parent)
 }
 

@@ -15,6 +15,12 @@ pub enum Error {
     /// It was stopped when the commit began, and runs.
     #[error("the container {0} was started while its files were read; nothing of it was kept: write the command again")]
     Started(String),
+    /// It stands on an image that it reads through our own mount.
+    #[error(
+        "the container {0} was restored with lazy, and its files lie on snapfs's own mount, which snapfs does not read; \
+         restore the image without lazy"
+    )]
+    OnOurMount(String),
     /// It was there when the commit began.
     #[error("the container {0} was removed while its files were read; nothing of it was kept")]
     Removed(String),

@@ -164,7 +164,7 @@ impl Ground {
         {
             return Ok(Err("the directories below have changed since"));
         }
-        let (source, mounts) = (source::of(container), source::mount_points(container)?);
+        let (source, mounts) = (source::of(container)?, source::mount_points(container)?);
         let Some(earlier) = Snapshot::recall(&fact[line + 1..], &source, &mounts)? else {
             return Ok(Err("the container's directories or mounts are others now"));
         };

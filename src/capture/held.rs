@@ -24,7 +24,7 @@ pub(super) fn read(
     let hold = Hold::take(context, container, request.pause)?;
     progress.enter(hold.phase());
     let at = Time::now();
-    let mut look = Look::begin(&source::of(container), &source::mount_points(container)?, earlier, progress)?;
+    let mut look = Look::begin(&source::of(container)?, &source::mount_points(container)?, earlier, progress)?;
     let changes = look.changes(progress)?;
     let in_use = InUse::of(&hold.processes()?)?;
     let reading = Reading { context, lease, request, in_use: &in_use, is_still: hold.is_still(), progress };

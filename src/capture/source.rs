@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use crate::capture::{Error, spec};
 use crate::changeset::{Namespace, Source};
 use crate::engine::{Container, Overlay, RootFs, USER};
+use crate::sys::mount;
 
-pub(super) fn of(container: &Container) -> Source {
-    match &container.root {
+/// Errors: its files lie on a mount of snapfs's, see [`Error::OnOurMount`].
+pub(super) fn of(container: &Container) -> Result<Source, Error> {
+    check_place(container)?;
+    Ok(match &container.root {
         RootFs::Directory(path) => Source::Directory(path.clone()),
         RootFs::Overlay(overlay) => Source::Overlay {
             lower: overlay.lower.clone(),
@@ -15,8 +18,20 @@ pub(super) fn of(container: &Container) -> Source {
             merged: overlay.merged.clone(),
             namespace: namespace(overlay),
         },
-    }
+    })
 }
+
+/// We would wait for ourselves. Paths are compared as text: none is touched.
+pub(super) fn check_place(container: &Container) -> Result<(), Error> {
+    let RootFs::Overlay(overlay) = &container.root else { return Ok(()) };
+    let mounts = mount::mounts().unwrap_or_default();
+    let ours = || mounts.iter().filter(|mount| mount.fs_type == FS_TYPE);
+    let is_ours = |path: &PathBuf| ours().any(|mount| path.starts_with(&mount.point));
+    if overlay.lower.iter().any(is_ours) { Err(Error::OnOurMount(container.name.clone())) } else { Ok(()) }
+}
+
+/// The type of our mounts.
+const FS_TYPE: &str = "fuse.snapfs";
 
 pub(super) fn namespace(overlay: &Overlay) -> Namespace {
     if overlay.xattr_prefix == USER { Namespace::User } else { Namespace::Trusted }

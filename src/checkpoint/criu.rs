@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::dump::{self, Dump};
-use crate::checkpoint::explain::explain;
 use crate::checkpoint::{Error, Options, Tcp};
+use crate::criu::explain;
 use crate::engine::{Container, Runtime};
 use crate::guard::Frozen;
 use crate::sys::process::{self, Program};

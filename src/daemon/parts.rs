@@ -28,7 +28,7 @@ pub(super) struct Parts {
 }
 
 /// Make the parts. Called with one thread and without `/dev/fuse` open: the guard is forked first, then all else.
-pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
+pub(super) fn compose(options: &Options, dir: &Path) -> Result<Parts, Error> {
     // What an earlier daemon left frozen comes before everything that could fail.
     thaw()?;
     let group = match &options.group {
@@ -51,7 +51,8 @@ pub(super) fn compose(options: &Options) -> Result<Parts, Error> {
         symlinks_in_root: options.symlinks_in_root,
     };
     let namespace = options.namespace.clone();
-    let parts = api::Parts { store, engines: engines(options), guard, clock, workers, freeze_limit, views, namespace };
+    let (engines, mount_point) = (engines(options), dir.to_owned());
+    let parts = api::Parts { store, engines, guard, clock, workers, freeze_limit, views, namespace, mount_point };
     let snapfs = Snapfs::new(parts);
     Ok(Parts { tree: Arc::new(Tree::new(Arc::clone(&snapfs), group)), snapfs })
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::engine::files;
 use crate::engine::host::{Host, NamedCgroups};
 use crate::engine::runtime::{self, Record, StateDirectory};
-use crate::engine::{BaseImage, Container, Engine, Error, Inventory, Runtime, annotations, stop};
+use crate::engine::{BaseImage, Container, Engine, Error, Inventory, Maker, Runtime, annotations, stop};
 
 /// Containers that were started with `crun run` or `crun create`.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ impl Engine for Crun {
 
     fn runtime(&self, _: &Container) -> Option<Runtime> {
         Some(Runtime { name: self.states.runtime.to_owned(), root: self.states.root.clone() })
+    }
+
+    fn maker(&self) -> Option<Maker> {
+        Some(Maker::Runtime(Runtime { name: self.states.runtime.to_owned(), root: self.states.root.clone() }))
     }
 
     fn labels(&self, container: &Container) -> Result<BTreeMap<String, String>, Error> {

@@ -55,6 +55,11 @@ impl Told {
         Told(Arc::new(Shared { arguments, state: Mutex::default(), answered: Condvar::new() }))
     }
 
+    /// What tells the program `podman` which store it is about.
+    pub(super) fn arguments(&self) -> &[OsString] {
+        &self.0.arguments
+    }
+
     /// All that podman tells of the container `id`, now.
     pub(super) fn inspect(&self, id: &str) -> Result<Value, Error> {
         self.0.ask(id, FULL_INSPECT)

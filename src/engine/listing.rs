@@ -56,6 +56,11 @@ impl Engines {
         listing
     }
 
+    /// The first engine of that name.
+    pub fn by_name(&self, name: &str) -> Option<&dyn Engine> {
+        self.engines.iter().find(|engine| engine.name() == name).map(|engine| &**engine)
+    }
+
     /// The engine that has the container.
     pub fn engine_of(&self, container: &Container) -> Option<&dyn Engine> {
         self.engines.iter().find(|engine| engine.name() == container.engine).map(|engine| &**engine)

@@ -13,7 +13,7 @@ use crate::engine::labels::{Labels, Told};
 use crate::engine::runtime::{Now, Record as State, StateDirectory};
 use crate::engine::storage::{Record, Store, parse_storage_conf};
 use crate::engine::{
-    BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Overlay, RUNC_ROOT, RootFs, Runtime,
+    BaseImage, CRUN_ROOT, CgroupPaths, Container, Engine, Error, Inventory, Maker, Overlay, RUNC_ROOT, RootFs, Runtime,
     Status, crun, runc, stop,
 };
 
@@ -231,6 +231,10 @@ impl Engine for Podman {
         let name = container.runtime.as_deref()?;
         let runtime = self.runtimes.iter().find(|runtime| runtime.runtime == name)?;
         Some(Runtime { name: name.to_owned(), root: runtime.root.clone() })
+    }
+
+    fn maker(&self) -> Option<Maker> {
+        Some(Maker::Podman(self.labels.arguments().to_vec()))
     }
 
     fn inspect(&self, container: &Container) -> Result<Option<serde_json::Value>, Error> {

@@ -28,6 +28,10 @@ pub(crate) const STAGE: &str = "stage";
 pub(crate) const CACHE: &str = "cache";
 /// What could not be read, kept for a person to look at.
 pub(crate) const QUARANTINE: &str = "quarantine";
+/// Containers that a restore made: not the store's own, and not made by it.
+pub(crate) const CONTAINERS: &str = "containers";
+/// Images unpacked for them.
+pub(crate) const ROOTS: &str = "roots";
 /// The directories of a store, parents first.
 pub(crate) const DIRECTORIES: [&str; 6] = ["blobs", BLOBS, NAMES, STAGE, CACHE, QUARANTINE];
 
@@ -45,7 +49,8 @@ pub(crate) fn parse_version(bytes: &[u8]) -> Option<u64> {
 /// Whether a name at the top of a directory may be there before the store is: ours from a first start that was cut
 /// short, or what mkfs makes.
 pub(crate) fn is_expected_at_top(name: &str) -> bool {
-    [VERSION_FILE, LOCK_FILE, "blobs", NAMES, RETENTION, STAGE, CACHE, QUARANTINE, "lost+found"].contains(&name)
+    let own = [VERSION_FILE, LOCK_FILE, "blobs", NAMES, RETENTION, STAGE, CACHE, QUARANTINE, CONTAINERS, ROOTS];
+    own.contains(&name) || name == "lost+found"
 }
 
 /// Where a blob is.

@@ -28,6 +28,9 @@ pub struct Record {
     /// The index of the same checkpoint for containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd: Option<Descriptor>,
+    /// A snapshot of this store's made the image: nothing that the image says of itself can have this set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_here: bool,
     /// The operator's labels on the name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -45,7 +48,8 @@ impl Record {
 
     /// A record without kind and labels.
     pub fn new(manifest: Descriptor, created: Timestamp) -> Record {
-        Record { manifest, created, kind: None, base: None, containerd: None, labels: BTreeMap::new(), generation: 0 }
+        let labels = BTreeMap::new();
+        Record { manifest, created, kind: None, base: None, containerd: None, made_here: false, labels, generation: 0 }
     }
 
     /// The bytes of a record file.

@@ -124,6 +124,7 @@ pub struct Program {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     most_output: usize,
+    is_silent: bool,
 }
 
 /// What a program left behind.
@@ -168,7 +169,14 @@ impl Program {
         };
         candidates.retain(is_program);
         let path = candidates.into_iter().next().ok_or_else(|| Error::Missing { program: name.to_owned() })?;
-        Ok(Program { name: name.to_owned(), path, arguments: vec![], environment: vec![], most_output: OUTPUT })
+        Ok(Program {
+            name: name.to_owned(),
+            path,
+            arguments: vec![],
+            environment: vec![],
+            most_output: OUTPUT,
+            is_silent: false,
+        })
     }
 
     /// One more argument.
@@ -192,6 +200,12 @@ impl Program {
     /// The program may write `bytes` to each of its outputs, instead of 1 MiB.
     pub fn most_output(mut self, bytes: usize) -> Program {
         self.most_output = bytes;
+        self
+    }
+
+    /// Its outputs are `/dev/null`: what it leaves running behind must not hold pipes that nobody reads.
+    pub fn silent(mut self) -> Program {
+        self.is_silent = true;
         self
     }
 
@@ -238,7 +252,8 @@ impl Program {
         command.env_clear().env("PATH", SEARCH).env("LANG", "C.UTF-8");
         command.env("HOME", home.unwrap_or_else(|| PathBuf::from("/")));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let output = || if self.is_silent { Stdio::null() } else { Stdio::piped() };
+        command.current_dir("/").stdin(Stdio::null()).stdout(output()).stderr(output()).process_group(0);
         // SAFETY: between fork and exec the closure makes two system calls; it allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(|| {

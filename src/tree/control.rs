@@ -22,8 +22,8 @@ snapfs: containers and images as files
 
   ls images/img images/img/rootfs          the image: an OCI image layout, read with cat, ls and cp; and its files
   skopeo copy oci:/snap/images/img docker://registry.example/team/web:1
-  mv images/img images/other; rmdir images/img      rename (replaces an image of that name); delete the name
-  echo img:stable > images/img/tag         one more name for the same image
+  mv images/img images/b; rmdir images/b; echo b:1 > images/img/tag     rename (replaces b); delete; one more name
+  echo web2 > images/ck/restore            a container of it: a checkpoint goes on where it stood, a commit starts anew
   cp images/img/oci.tar img.tar            the image as one archive, for podman load, docker load, skopeo
   cat img.tar > import                     what podman save, docker save and skopeo wrote, as images
   echo prod > images/img/labels/env        a label on the name; ls query/'labels.env==prod'/ finds it
@@ -135,6 +135,10 @@ impl Tree {
                     Err(error) => Err(error),
                 }
             }
+            Node::ImageFile(key, ImageFile::Restore) => match self.api.submit_restore(key, line, caller.uid) {
+                Ok((job, detach)) => return Outcome::Job { job, detached: nonblock || detach },
+                Err(error) => Err(error),
+            },
             Node::ImageFile(key, ImageFile::Tag) => {
                 match self.api.tag_image(key.clone(), line.to_owned(), caller.uid) {
                     Ok(coming) => return Outcome::Coming(coming),

@@ -78,6 +78,7 @@ files!(
         Parent "parent" "what it was made on: the digest of an earlier snapshot, or the name of an image; empty if unknown",
         Kind "kind" "commit, checkpoint or image",
         Archive "oci.tar" "the whole image as one archive, for skopeo, podman load and docker load",
+        Restore "restore" "write \"CONTAINER-NAME [OPTION...]\": make a container of it",
         Tag "tag" "write \"NAME\": one more name for this image",
         LastError "last_error" "the last failed request on this image, in full",
     }
@@ -102,7 +103,7 @@ files!(
         Progress "progress" "phase, bytes and files so far and in all, bytes a second, seconds so far and left",
         Log "log" "what was done that the command did not say, a line each",
         Error "error" "why it failed, empty if it did not",
-        Result "result" "what it made: the manifest's digest",
+        Result "result" "what it made: the manifest's digest, or the container's name",
         Cancel "cancel" "write 1: cancel the job",
         Wait "wait" "reading blocks until the job has ended, then gives its state",
     }
@@ -145,7 +146,7 @@ impl ContainerFile {
 impl ImageFile {
     /// Whether a write is a command.
     pub fn is_control(self) -> bool {
-        self == ImageFile::Tag
+        matches!(self, ImageFile::Restore | ImageFile::Tag)
     }
 
     /// Whether the file speaks of the name, which can change, and not of the image, which cannot.

@@ -155,7 +155,7 @@ pub(super) fn text(api: &Snapfs, key: &ImageKey, file: ImageFile) -> Result<Vec<
         ImageFile::Parent => line(image.parent().unwrap_or_default()),
         ImageFile::Kind => line(image.kind()),
         ImageFile::Archive => Err(Error::new(crate::api::ErrorKind::Invalid, "an archive is not read as a text")),
-        ImageFile::Tag => Ok(api.last_result(&key.subject()).into_bytes()),
+        ImageFile::Restore | ImageFile::Tag => Ok(api.last_result(&key.subject()).into_bytes()),
         ImageFile::LastError => Ok(api.last_error(&key.subject()).into_bytes()),
     }
 }

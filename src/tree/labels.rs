@@ -67,7 +67,8 @@ impl Tree {
         caller: &Caller,
         change: impl FnOnce(&Snapfs, &ImageKey, &str) -> Result<(), Error> + Send + 'static,
     ) -> Result<Reply<()>, Error> {
-        self.api.authorise(caller.tid).map_err(|error| refused(&self.api, &key, &label, caller.uid, error))?;
+        let may = self.api.authorise(caller.tid).and_then(|()| self.api.check_label_writer(&label, caller.uid));
+        may.map_err(|error| refused(&self.api, &key, &label, caller.uid, error))?;
         let uid = caller.uid;
         let coming = self
             .api
@@ -90,7 +91,8 @@ impl Tree {
         if !matches!(new_parent, Node::Labels(target) if target.name == key.name) {
             return Err(Error::new(ErrorKind::CrossDevice, "a label stays with its image; copy it and remove it here"));
         }
-        let to = key_of(new_name).map_err(|error| refused(&self.api, key, label, caller.uid, error))?;
+        let to = key_of(new_name).and_then(|to| self.api.check_label_writer(&to, caller.uid).map(|()| to));
+        let to = to.map_err(|error| refused(&self.api, key, label, caller.uid, error))?;
         self.change_labels(key.clone(), label.to_owned(), caller, move |api, key, label| {
             api.rename_label(key, label, &to, replace)
         })

@@ -98,7 +98,8 @@ impl Tree {
     /// truncate(2), which concerns these files only.
     pub fn resize(&self, ino: u64, size: u64, caller: &Caller) -> Result<Reply<()>, Error> {
         let Some(what) = What::of(&self.node(ino)?) else { return Ok(Reply::Now(())) };
-        self.api.authorise(caller.tid).map_err(|error| what.refused(&self.api, caller.uid, error))?;
+        let may = self.api.authorise(caller.tid).and_then(|()| what.check_writer(&self.api, caller.uid));
+        may.map_err(|error| what.refused(&self.api, caller.uid, error))?;
         let uid = caller.uid;
         let coming = self.api.in_turn(move |api| {
             let resized = what.change(api, |mut text| match usize::try_from(size) {
@@ -122,6 +123,7 @@ impl Tree {
     ) -> Result<Reply<u32>, Error> {
         open.untouched.store(false, Ordering::Relaxed);
         let may = self.check_opener(&open.opener, caller).and_then(|()| self.api.authorise(caller.tid));
+        let may = may.and_then(|()| open.what.check_writer(&self.api, caller.uid));
         may.map_err(|error| open.what.refused(&self.api, caller.uid, error))?;
         let written = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let (bytes, uid) = (bytes.to_vec(), caller.uid);
@@ -143,7 +145,8 @@ impl Tree {
             return;
         }
         let emptied = self.api.in_turn(move |api| {
-            let emptied = open.what.change(api, |_| Ok(Vec::new()));
+            let may = open.what.check_writer(api, open.opener.uid);
+            let emptied = may.and_then(|()| open.what.change(api, |_| Ok(Vec::new())));
             emptied.map_err(|error| open.what.refused(api, open.opener.uid, error))
         });
         if let Err(error) = emptied {
@@ -166,6 +169,13 @@ impl What {
                 api.set_label(key, label, |before| value(change(before.map(labels::text).unwrap_or_default())?))
             }
             What::Retention => api.set_retention(change),
+        }
+    }
+
+    fn check_writer(&self, api: &Snapfs, uid: u32) -> Result<(), Error> {
+        match self {
+            What::Label(_, label) => api.check_label_writer(label, uid),
+            What::Retention => Ok(()),
         }
     }
 

@@ -61,6 +61,21 @@ pub(crate) fn build(blob: &File, packing: Packing, diff_id: DiffId) -> Result<In
     })
 }
 
+/// The tree of a tar that is a file by itself. A file's content begins at its inode's place, see [`Inode::place`].
+///
+/// # Errors
+/// Why no unpacker should take it.
+///
+/// [`Inode::place`]: crate::view::Inode::place
+pub fn read_tar(tar: &File) -> Result<crate::view::tree::Tree, String> {
+    let mut reader = Reader::new(io::BufReader::with_capacity(256 << 10, tar));
+    let mut builder = Builder::new();
+    while let Some(entry) = reader.entry().map_err(|error| error.to_string())? {
+        builder.add(&entry)?;
+    }
+    builder.finish()
+}
+
 fn parse(chunks: Chunks) -> Result<crate::view::tree::Tree, String> {
     let mut reader = Reader::new(chunks);
     let mut builder = Builder::new();

@@ -87,6 +87,16 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Of a file: where its content begins in the tar.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Of a directory: nobody told of it, but only of something in it.
+    pub fn is_implied(&self) -> bool {
+        self.implied
+    }
+
     /// A directory that nobody told of: what containerd makes of it.
     pub(crate) fn implied_directory() -> Inode {
         Inode {
@@ -225,7 +235,7 @@ impl Tree {
 
     /// Follow `path`, component by component, within the tree: absolute links begin at its root, and `..` stays in it.
     /// A link in the last place is not followed.
-    pub(crate) fn resolve(&self, path: &[u8]) -> Option<u32> {
+    pub fn resolve(&self, path: &[u8]) -> Option<u32> {
         let mut parents = vec![0];
         let mut rest: Vec<&[u8]> = components(path).rev().collect();
         let mut links = 0;

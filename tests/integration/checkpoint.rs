@@ -1,6 +1,6 @@
 //! Running processes as images: made of real containers, and restored by stock engines.
 
-mod counter;
+pub(crate) mod counter;
 mod failures;
 
 use std::fs;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use snapfs::tree::{ContainerFile, ImageFile, JobFile, LayerFile, RootFile};
-use snapfs::{checkpoint, commit};
+use snapfs::{checkpoint, commit, restore};
 
 /// The tables of the code, as docs/interface.md shows them.
 fn tables() -> String {
@@ -21,7 +21,9 @@ fn tables() -> String {
     section("images/NAME/", ImageFile::TABLE.iter().map(|row| (row.1, row.2)).collect());
     section("images/NAME/layers/N/", LayerFile::TABLE.iter().map(|row| (row.1, row.2)).collect());
     section("jobs/N/", JobFile::TABLE.iter().map(|row| (row.1, row.2)).collect());
-    for (verb, options) in [("commit", commit::OPTIONS), ("checkpoint", checkpoint::OPTIONS)] {
+    for (verb, options) in
+        [("commit", commit::OPTIONS), ("checkpoint", checkpoint::OPTIONS), ("restore", restore::OPTIONS)]
+    {
         text.push_str(&format!("### Options of `{verb}`\n\n| option | meaning |\n|---|---|\n"));
         for (name, values, what) in options {
             text.push_str(&format!("| `{name}{}` | {} |\n", values.replace('|', "\\|"), what.replace('|', "\\|")));

@@ -53,6 +53,7 @@ mod options;
 // What filters choose.
 mod query;
 // A container's tree, and what independent tools make of its layers.
+mod restore;
 mod roundtrip;
 // A hundred thousand images.
 mod scale;

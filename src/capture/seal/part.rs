@@ -55,7 +55,7 @@ impl<'a> Part<'a> {
             let copy = Copy { writer, written: BTreeMap::new(), stale: Vec::new(), names: Names::default() };
             Ok::<_, Error>(Part { look, copy, changes, sealed: None, is_unchanged: false, rounds: 0, volume })
         };
-        let root = begin(source::of(container), &source::mount_points(container)?, earlier, None)?;
+        let root = begin(source::of(container)?, &source::mount_points(container)?, earlier, None)?;
         let mut parts = vec![root];
         for volume in request.volumes {
             let location = Part::locate(volume, &parts)?;

@@ -10,12 +10,12 @@ use crate::harness::lab::{Bundle, attempt, directory, run, text};
 use crate::harness::mount::eventually;
 
 /// The image of podman's.
-pub(super) const IMAGE: &str = "localhost/counter:1";
+pub(crate) const IMAGE: &str = "localhost/counter:1";
 /// What runs in it.
 const PROGRAM: &str = include_str!("counter.py");
 
 /// What a container runs that counts every `pause` seconds and holds so many MiB of random bytes.
-pub(super) fn command(pause: &str, ballast: u32) -> Vec<String> {
+pub(crate) fn command(pause: &str, ballast: u32) -> Vec<String> {
     ["/bin/python3", "-I", "-S", "-B", "/counter.py", pause]
         .map(str::to_owned)
         .into_iter()
@@ -24,7 +24,7 @@ pub(super) fn command(pause: &str, ballast: u32) -> Vec<String> {
 }
 
 /// CRIU before 4.2 cannot dump an internet socket on Linux 6.16 and later (criu #2718).
-pub(super) fn takes_tcp() -> bool {
+pub(crate) fn takes_tcp() -> bool {
     let number = |text: &str| {
         let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
         (parts.next().unwrap(), parts.next().unwrap())
@@ -61,7 +61,7 @@ fn tree() -> &'static Path {
 }
 
 /// podman's image of that root.
-pub(super) fn image() {
+pub(crate) fn image() {
     if attempt(&["podman", "image", "exists", IMAGE]).code != 0 {
         let script = format!("tar -C {} --numeric-owner -cf - . | podman import --quiet - {IMAGE}", tree().display());
         run(&["sh", "-c", &script]);
@@ -69,7 +69,7 @@ pub(super) fn image() {
 }
 
 /// A bundle of that root on an overlay; with a network namespace of its own if that is wanted.
-pub(super) fn bundle(
+pub(crate) fn bundle(
     runtime: &'static str,
     states: &Path,
     name: &str,
@@ -90,12 +90,12 @@ pub(super) fn bundle(
 
 /// What a running counter says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) counted: u64,
+pub(crate) struct Said {
+    pub(crate) counted: u64,
 }
 
 /// Ask the counter whose first process is `pid`; what it says must fit together.
-pub(super) fn ask(pid: u32) -> Said {
+pub(crate) fn ask(pid: u32) -> Said {
     let mut answer = String::new();
     eventually("the counter answers", || {
         let socket = UnixStream::connect(format!("/proc/{pid}/root/socket"));
@@ -119,7 +119,7 @@ pub(super) fn ask(pid: u32) -> Said {
 }
 
 /// Each number is in the log once, from one on; the last.
-pub(super) fn check_log(root: &Path) -> u64 {
+pub(crate) fn check_log(root: &Path) -> u64 {
     let log = fs::read_to_string(root.join("log")).unwrap();
     let whole = log.rfind('\n').map_or("", |end| &log[..end]);
     let mut last = 0;
@@ -132,7 +132,7 @@ pub(super) fn check_log(root: &Path) -> u64 {
 }
 
 /// That it goes on from where it was.
-pub(super) fn check_runs(pid: u32, root: &Path, from: u64) {
+pub(crate) fn check_runs(pid: u32, root: &Path, from: u64) {
     let said = ask(pid);
     assert!(said.counted >= from, "{said:?} is before {from}");
     eventually("it counts on", || ask(pid).counted > said.counted);

@@ -105,6 +105,7 @@ impl World {
             freeze_limit: setup.freeze_limit,
             views: setup.views,
             namespace: setup.namespace.map(name),
+            mount_point: directory.path().join("not-mounted"),
         });
         let tree = Arc::new(Tree::new(Arc::clone(&snapfs), 0));
         Some(World {

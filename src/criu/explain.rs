@@ -90,11 +90,36 @@ const TABLE: &[(&str, &str)] = &[
     ("No space left on device", "the disk of the store is full; make room, or move the store"),
     ("Disk quota exceeded", "the disk quota of the store is used up; make room, or move the store"),
     ("soft-dirty", "this kernel does not track which memory changes (CONFIG_MEM_SOFT_DIRTY); leave pre-dump= out"),
+    (
+        "has bad size",
+        "an open file is not as long as it was when the processes were dumped: the files belong to another moment, or another \
+         image lies below them",
+    ),
+    (
+        "has bad mode",
+        "an open file has another mode than it had when the processes were dumped: another image lies below it",
+    ),
+    (
+        "has bad build-ID",
+        "a program or a library is another one than that which was dumped: another image lies below it",
+    ),
+    (
+        "No mapping for",
+        "a mount that the processes had is not there; restore them with the runtime that dumped them, and the mounts of then",
+    ),
+    (
+        "Can't bind inet socket",
+        "an address that it listened at is not here, or is taken; end what has it, or restore it where the address is the same",
+    ),
+    (
+        "Can't connect inet socket back",
+        "a TCP connection cannot go on from here, because its address is not here; add the option tcp-close",
+    ),
     ("Can't set FAULT", "a fault was injected into CRIU by its environment; unset CRIU_FAULT"),
 ];
 
-/// Why a dump failed, by its log; none if the log names no error.
-pub(super) fn explain(log: &str) -> Option<String> {
+/// Why a dump, or a restore, failed, by its log; none if the log names no error.
+pub fn explain(log: &str) -> Option<String> {
     let errors =
         || log.lines().filter(|line| line.contains("Error (") && !NOISE.iter().any(|noise| line.contains(noise)));
     // What is known may be said in a warning, or after an error that only reports it.
