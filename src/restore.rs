@@ -84,7 +84,9 @@ pub fn restore(
     let lease = context.store.lease()?;
     let image = open(context.store, &lease, &record.manifest)?;
     let runtime = image.annotations.get(RUNTIME).map(String::as_str);
-    let is_checkpoint = image.kind() == "checkpoint" || runtime.is_some();
+    // What a user may say of a commit must not make the container's files a description of it.
+    let is_checkpoint = image.kind() == "checkpoint" || (origin == Origin::Elsewhere && runtime.is_some());
+    let runtime = runtime.filter(|_| is_checkpoint);
     let (engine, maker) = choose(context.engines, &image, runtime, options)?;
     check(options, is_checkpoint, engine)?;
     check_free(context.engines, engine, &maker, &options.name)?;

@@ -40,6 +40,8 @@ const END: Duration = Duration::from_secs(3);
 /// The programs that a daemon may have had at work.
 const AT_WORK: [&str; 5] = ["runc", "crun", "criu", "podman", "mount"];
 const NOTE: &str = "note.json";
+/// The end of the name of an image that is not unpacked to its end.
+const UNFINISHED: &str = ".new";
 /// The end of a note's name until it is whole.
 const NEW: &str = "note.json.new";
 
@@ -112,6 +114,8 @@ pub struct Places {
     boot: String,
     /// What restores are at work on: how many stand on each unpacked image, or make a container of each name.
     busy: Mutex<HashMap<PathBuf, usize>>,
+    /// One looks at a time: what he removes must not be made anew meanwhile.
+    sweeping: Mutex<()>,
     /// Held by who unpacks an image: whoever wants the same one then has it.
     unpacking: Mutex<()>,
 }
@@ -124,6 +128,7 @@ impl Places {
             roots: store.roots(),
             boot: boot::boot_id().unwrap_or_default(),
             busy: Mutex::default(),
+            sweeping: Mutex::default(),
             unpacking: Mutex::default(),
         }
     }
@@ -162,7 +167,7 @@ impl Places {
         let _one = self.unpacking.lock();
         if !path.is_dir() {
             make_private(&self.roots)?;
-            let new = self.roots.join(format!("{chain}.new"));
+            let new = self.roots.join(format!("{chain}{UNFINISHED}"));
             remove_tree(&new).map_err(Error::files("remove", &new))?;
             fs::create_dir(&new).map_err(Error::files("make", &new))?;
             let unpacked = unpack(&new).and_then(|()| put_in_place(&new, &path).map_err(Error::files("rename", &new)));
@@ -187,39 +192,46 @@ impl Places {
     /// Remove what belongs to containers that were deleted at their runtime or never finished, and unpacked images that
     /// no container stands on. Returns whether there are containers of ours left.
     pub fn sweep(&self) -> bool {
-        let mut used = Vec::new();
+        let _one = self.sweeping.lock();
         let mut are_left = false;
         for path in entries(&self.containers) {
             let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
+            // First this: who is done with it has written the note before.
+            if self.is_busy(&path) {
+                continue;
+            }
             let note = read(&path);
-            let is_busy = self.is_busy(&path);
-            let is_needed = is_busy
-                || note.as_ref().is_some_and(|note| {
-                    let has_state = || note.state(&name).is_some_and(|state| state.exists());
-                    note.is_made && (note.boot != self.boot || has_state())
-                });
-            are_left |= is_needed && !is_busy;
+            let is_needed = note.as_ref().is_some_and(|note| {
+                let has_state = || note.state(&name).is_some_and(|state| state.exists());
+                note.is_made && (note.boot != self.boot || has_state())
+            });
+            are_left |= is_needed;
             if is_needed {
-                used.extend(note.and_then(|note| note.root));
-            } else if let Err(error) = undo(&path, &name, note.as_ref(), &self.boot) {
-                log::warn!("what is left of the container {name} cannot be removed: {error}");
-            } else {
-                log::info!("removed what was left of the container {name}, which is no more");
+                continue;
+            }
+            match undo(&path, &name, note.as_ref(), &self.boot) {
+                Ok(()) => log::info!("removed what was left of the container {name}, which is no more"),
+                Err(error) => log::warn!("what is left of the container {name} cannot be removed: {error}"),
             }
         }
-        let one = self.unpacking.try_lock();
+        // Nobody takes one up meanwhile; who unpacks one looks after it himself.
+        if let Some(_none_unpacks) = self.unpacking.try_lock() {
+            self.sweep_roots();
+        }
+        are_left
+    }
+
+    fn sweep_roots(&self) {
         for path in entries(&self.roots) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let chain = name.strip_suffix(".new").unwrap_or(name);
-            let is_used = used.iter().any(|used| used == name) || self.is_busy(&self.roots.join(chain));
-            if !is_used
-                && one.is_some()
-                && let Err(error) = remove_tree(&path)
-            {
+            let chain = name.strip_suffix(UNFINISHED).unwrap_or(name);
+            // As above: who is done with it has written its name before.
+            let is_used = self.is_busy(&self.roots.join(chain))
+                || entries(&self.containers).iter().filter_map(|path| read(path)?.root).any(|root| root == name);
+            if !is_used && let Err(error) = remove_tree(&path) {
                 log::warn!("the unpacked image {} cannot be removed: {error}", path.display());
             }
         }
-        are_left
     }
 }
 

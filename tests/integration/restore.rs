@@ -259,6 +259,9 @@ fn a_commit_becomes_a_new_container() {
         assert_eq!((&spec["process"]["terminal"], spec.get("hooks")), (&Value::Bool(false), None));
     }
     assert_eq!(fs::read_dir(place.other("store/roots")).unwrap().count(), 1);
+    // What is said of a commit makes no checkpoint of it.
+    place.commit("a", "spoof annotation.io.podman.annotations.checkpoint.runtime.name=runc");
+    drop(restored(&place, "runc", "spoof", "d"));
     // What a container of ours wrote is committed as any other's, unless its files lie on our own mount.
     place.commit("a", "img:2");
     assert_eq!(fs::read_to_string(place.dir().join("images/img:2/rootfs/tmp/own")).unwrap(), "a\n");
