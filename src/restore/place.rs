@@ -203,7 +203,9 @@ impl Places {
             let note = read(&path);
             let is_needed = note.as_ref().is_some_and(|note| {
                 let has_state = || note.state(&name).is_some_and(|state| state.exists());
-                note.is_made && (note.boot != self.boot || has_state())
+                // A runtime whose state was lost does not end what it runs.
+                let lives = || is_cgroup(&note.cgroup) && reap::has_processes(&note.cgroup);
+                note.is_made && (note.boot != self.boot || has_state() || lives())
             });
             are_left |= is_needed;
             if is_needed {

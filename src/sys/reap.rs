@@ -29,6 +29,21 @@ pub fn end_cgroup(name: &str) -> bool {
     }
 }
 
+/// Whether a process is in the cgroup `name` at the top of a hierarchy, or below.
+pub fn has_processes(name: &str) -> bool {
+    directories(name).iter().any(|directory| holds(directory))
+}
+
+fn holds(directory: &Path) -> bool {
+    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    !text.trim().is_empty() || below(directory).iter().any(|directory| holds(directory))
+}
+
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
 fn directories(name: &str) -> Vec<PathBuf> {
     let top = Path::new(CGROUPS);
     let hierarchies = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -38,10 +53,8 @@ fn directories(name: &str) -> Vec<PathBuf> {
 
 /// Whether the cgroup is gone now.
 fn end(directory: &Path) -> bool {
-    let below = fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    for entry in below.filter(is_directory) {
-        end(&entry.path());
+    for directory in below(directory) {
+        end(&directory);
     }
     // There is one of the two, or the other.
     let _ = fs::write(directory.join("freezer.state"), "THAWED");
