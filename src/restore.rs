@@ -215,6 +215,11 @@ impl<'a> Work<'a> {
         }
         self.progress.check()?;
         self.progress.enter("starting");
+        if self.options.lazy {
+            let lease = self.context.store.lease()?;
+            open(self.context.store, &lease, &self.record.manifest)?;
+            self.context.places.keep_blobs(place.path.clone(), lease);
+        }
         bundle.create(!self.options.no_start)?;
         place.keep()
     }

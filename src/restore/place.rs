@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Maker;
 use crate::restore::options::is_name;
 use crate::restore::{Error, podman};
-use crate::store::Store;
+use crate::store::{Lease, Store};
 use crate::sys::ground::{put_in_place, remove_tree};
 use crate::sys::process::{self, Program};
 use crate::sys::{boot, mount, reap, tracer};
@@ -116,6 +116,8 @@ pub struct Places {
     busy: Mutex<HashMap<PathBuf, usize>>,
     /// One looks at a time: what he removes must not be made anew meanwhile.
     sweeping: Mutex<()>,
+    /// The blobs of images that containers read through our mount: these outlive their names.
+    lazily: Mutex<HashMap<PathBuf, Lease>>,
     /// Held by who unpacks an image: whoever wants the same one then has it.
     unpacking: Mutex<()>,
 }
@@ -129,6 +131,7 @@ impl Places {
             boot: boot::boot_id().unwrap_or_default(),
             busy: Mutex::default(),
             sweeping: Mutex::default(),
+            lazily: Mutex::default(),
             unpacking: Mutex::default(),
         }
     }
@@ -154,7 +157,7 @@ impl Places {
             }
             made => made.map_err(Error::files("make", &path))?,
         }
-        let place = Place { path, name: name.to_owned(), note, is_kept: false, _busy: busy };
+        let place = Place { path, name: name.to_owned(), note, is_kept: false, busy };
         make_private(&place.path)?;
         place.write()?;
         Ok(place)
@@ -178,6 +181,11 @@ impl Places {
             }
         }
         Ok(Root { path, _busy: busy })
+    }
+
+    /// Keep what `lease` holds for as long as the container of that directory.
+    pub(super) fn keep_blobs(&self, path: PathBuf, lease: Lease) {
+        self.lazily.lock().insert(path, lease);
     }
 
     fn hold(&self, path: PathBuf) -> Busy<'_> {
@@ -212,7 +220,10 @@ impl Places {
                 continue;
             }
             match undo(&path, &name, note.as_ref(), &self.boot) {
-                Ok(()) => log::info!("removed what was left of the container {name}, which is no more"),
+                Ok(()) => {
+                    self.lazily.lock().remove(&path);
+                    log::info!("removed what was left of the container {name}, which is no more");
+                }
                 Err(error) => log::warn!("what is left of the container {name} cannot be removed: {error}"),
             }
         }
@@ -369,7 +380,7 @@ pub(super) struct Place<'a> {
     pub(super) name: String,
     pub(super) note: Note,
     is_kept: bool,
-    _busy: Busy<'a>,
+    busy: Busy<'a>,
 }
 
 impl Place<'_> {
@@ -419,6 +430,7 @@ impl Drop for Place<'_> {
             return;
         }
         self.note.is_made = false;
+        self.busy.places.lazily.lock().remove(&self.path);
         if let Err(error) = undo(&self.path, &self.name, Some(&self.note), &self.note.boot) {
             log::error!("what there is of the container {} cannot be removed: {error}", self.name);
         }

@@ -203,7 +203,7 @@ fn a_container_of_podman_goes_on_with_its_mounts() {
     let place = Place::with_podman();
     let _daemon = place.serve();
     let words = command("0.01", 0);
-    let words: Vec<&str> = ["--runtime=runc", "--volume=kept:/kept", counter::IMAGE]
+    let words: Vec<&str> = ["--runtime=runc", "--network=none", "--volume=kept:/kept", counter::IMAGE]
         .into_iter()
         .chain(words.iter().map(String::as_str))
         .collect();
@@ -219,12 +219,28 @@ fn a_container_of_podman_goes_on_with_its_mounts() {
     check_runs(pid.parse().unwrap(), &PathBuf::from(run(&["podman", "mount", "web2"])), said.counted);
     assert_eq!(run(&["podman", "exec", "web2", "cat", "/kept/file", "/dev/shm/file"]), "kept\nof memory");
     run(&["podman", "rm", "--force", "--time", "0", "--volumes", "web2"]);
+    // At runc what podman mounted is made anew, and the volume's files are its own.
+    let copy = restored(&place, "runc", "web-1", "a engine=runc");
+    check_runs(copy.pid(), &copy.root(), said.counted);
+    let look = copy.runtime(&["exec", "a", "cat", "/kept/file", "/dev/shm/file", "/etc/hostname"]);
+    assert!(look.starts_with("kept\nof memory\n"), "{look}");
+    copy.runtime(&["exec", "a", "sh", "-c", "echo own > /kept/file"]);
+    let volume = run(&["podman", "volume", "inspect", "--format", "{{.Mountpoint}}", "kept"]);
+    assert_eq!(fs::read_to_string(Path::new(&volume).join("file")).unwrap(), "kept\n");
+    drop(copy);
+    check_nothing_left(&place);
+    run(&["podman", "volume", "rm", "kept"]);
     drop(podman);
 }
 
 /// A commit of a container that wrote something; its directory below images/.
 fn commit(place: &Place) {
-    let bundle = Bundle::tiny("runc", &place.other("runc"), "first", "echo kept > /tmp/kept; exec sleep 1000");
+    let bundle = Bundle::tiny(
+        "runc",
+        &place.other("runc"),
+        "first",
+        "echo later > /later; echo kept > /tmp/kept; exec sleep 1000",
+    );
     bundle.start_silently();
     bundle.wait_for("tmp/kept");
     place.commit("first", "img:1");
@@ -269,6 +285,12 @@ fn a_commit_becomes_a_new_container() {
     assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EOPNOTSUPP as i32));
     let why = place.read("containers/c/last_error");
     assert!(why.contains("lazy"), "{why}");
+    // What it stands on stays for as long as it does, whatever becomes of the name.
+    for image in ["img:1", "img:2", "spoof"] {
+        fs::remove_dir(place.dir().join("images").join(image)).unwrap();
+    }
+    place.write("gc", "1").unwrap();
+    assert_eq!(lazy.runtime(&["exec", "c", "cat", "/later"]), "later");
     drop((running, crun, lazy));
     check_nothing_left(&place);
 }
