@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::{check_nothing_left, checkpoint, left, refused, restored, written};
 use crate::checkpoint::counter::{bundle, check_runs};
-use crate::harness::lab::{attempt, run, text};
+use crate::harness::lab::{Podman, attempt, run, text};
 use crate::harness::mount::{Place, eventually, in_lab};
 
 #[test]
@@ -81,4 +81,40 @@ fn a_killed_daemon_leaves_what_the_next_one_removes() {
     }
     drop(kept);
     check_nothing_left(&place);
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_podman_works_leaves_nothing_there() {
+    if !in_lab() {
+        return;
+    }
+    let podman = Podman::take();
+    let place = Place::with_podman();
+    let mut daemon = place.serve();
+    checkpoint(&place, "runc", 16);
+    let images = || run(&["podman", "images", "--all", "--quiet", "--no-trunc"]);
+    let before = images();
+    // While it takes the images, and while it makes the processes.
+    for delay in [300, 900] {
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| place.write("images/ck1/restore", "gone engine=podman"));
+            let begun = || place.other("store/containers/gone").exists() || writer.is_finished();
+            eventually("the restore has begun", begun);
+            thread::sleep(Duration::from_millis(delay));
+            daemon.signal(Signal::SIGKILL);
+            daemon.end(Duration::from_secs(5));
+            // It may have been done already.
+            let _ = writer.join().unwrap();
+        });
+        let is_done = !place.other("store/containers/gone").exists();
+        daemon = place.serve();
+        eventually("it is gone", || left(&place).is_empty());
+        if is_done {
+            break;
+        }
+        assert_eq!(run(&["podman", "ps", "--all", "--quiet"]), "");
+        assert_eq!(images(), before);
+    }
+    run(&["podman", "rm", "--force", "--time", "0", "--all"]);
+    drop(podman);
 }
