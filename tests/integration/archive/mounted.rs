@@ -224,7 +224,7 @@ fn a_cancelled_import_and_a_killed_writer_leave_nothing() {
     let bytes = fs::read(&archive).unwrap();
     let mut writer = open(&mount);
     writer.write_all(&bytes[..1_000_000]).unwrap();
-    assert_eq!(mount.read("jobs/last/state"), "running");
+    eventually("it has begun", || mount.read("jobs/last/state") == "running");
     eventually("progress is told", || mount.read("jobs/last/progress").contains("phase reading"));
     mount.write("jobs/last/cancel", "1").unwrap();
     eventually("it has ended", || mount.read("jobs/last/state") == "cancelled");
