@@ -120,7 +120,7 @@ fn random_chain(base: &[Op], steps: &[Vec<Op>], umoci: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 40, ..cases(12) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 40, ..cases(8) })]
 
     #[test]
     fn random_chains_are_merged(base in prop::collection::vec(op(true), 0..25), steps in steps()) {
@@ -182,7 +182,6 @@ fn a_crash_after_any_operation_of_a_merge() {
         let options = Options { most_layers: 3, ..Options::parse(line).unwrap() };
         commit(&context(&world, store), &container, &options, &Progress::new()).map(|_| ())
     };
-    // Which of the operations are the merge's.
     let (mut n, mut made) = (60, 0);
     loop {
         let place = scratch();
@@ -201,23 +200,23 @@ fn a_crash_after_any_operation_of_a_merge() {
             }
             is_done = all_done;
         }
-        for crash in [Crash::Kill, Crash::PowerCutAtRandom(n as u64)] {
-            let left = scratch();
-            disk.materialise(crash, left.path());
-            let store = Store::open_dir(left.path()).unwrap();
-            store.gc().unwrap();
-            for record in store.names().values() {
-                made += usize::from(read_whole(&store, record).tars.len() == 1);
-            }
-            commit_to(&store, "next").unwrap();
-            let whole = read_whole(&store, &store.record(&name("next")).unwrap());
-            check(&format!("stopped after {n} operations, {crash:?}"), &whole.tars, facts(&world.root_of("web")), true);
-            assert_eq!(store.fsck().unwrap(), [], "stopped after {n} operations, {crash:?}");
+        let crash = if n % 2 == 0 { Crash::Kill } else { Crash::PowerCutAtRandom(n as u64) };
+        let left = scratch();
+        disk.materialise(crash, left.path());
+        let store = Store::open_dir(left.path()).unwrap();
+        store.gc().unwrap();
+        for record in store.names().values() {
+            made += usize::from(read_whole(&store, record).tars.len() == 1);
         }
+        commit_to(&store, "next").unwrap();
+        let whole = read_whole(&store, &store.record(&name("next")).unwrap());
+        check(&format!("stopped after {n} operations, {crash:?}"), &whole.tars, facts(&world.root_of("web")), true);
+        assert_eq!(store.fsck().unwrap(), [], "stopped after {n} operations, {crash:?}");
         if is_done {
             break;
         }
-        n += 4;
+        // Most of what happens is the same for some operations on end.
+        n += 7;
     }
     assert!(n > 120 && made > 0, "{n} operations, {made} images of one layer");
 }
