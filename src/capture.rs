@@ -194,7 +194,7 @@ fn capture_on(
     let base_layers = origin.layers;
     if request.squash == Squash::All {
         // The one layer is what later snapshots are merged above.
-        origin.layers = 1;
+        (origin.layers, origin.is_merged) = (1, true);
     }
     let memory = files.and_then(|files| Memory::of(context, container, request.compression, origin, &files));
     Ok((Captured { parent, base_layers, snapshot, layer, torn, skipped_sockets, sealed, volumes, memory }, held))

@@ -43,8 +43,10 @@ pub(super) struct Origin {
     config: Value,
     /// For a bare bundle, what its lower directories were.
     fingerprint: Option<Digest>,
-    /// How many layers it has: those of snapshots come after.
+    /// How many layers it has, or what took their place: those of snapshots come after.
     pub(super) layers: usize,
+    /// One layer took their place (`squash=all`).
+    pub(super) is_merged: bool,
 }
 
 /// Under what circumstances a snapshot was captured.
@@ -105,6 +107,7 @@ impl Ground {
             config: parent.config.clone(),
             fingerprint,
             layers: parent.layers.len(),
+            is_merged: false,
         };
         Ok(Ground { parent, snapshot: None, earlier: None, origin })
     }
@@ -160,6 +163,9 @@ impl Ground {
             return Ok(Err(reason));
         }
         let origin = header.origin;
+        if origin.is_merged && request.squash == Squash::Snapshots {
+            return Ok(Err("its lowest layer is not one of the container's image"));
+        }
         let Some(mut parent) = stored(context.store, lease, digest)? else {
             return Ok(Err("it is no longer complete in the store"));
         };
@@ -282,7 +288,7 @@ mod tests {
     #[test]
     fn another_boot_a_clock_set_back_and_another_epoch_are_reasons() {
         let header = |boot: &str, lead, latest_mtime| {
-            let origin = Origin { name: None, config: Value::Null, fingerprint: None, layers: 0 };
+            let origin = Origin { name: None, config: Value::Null, fingerprint: None, layers: 0, is_merged: false };
             Header { boot: boot.to_owned(), lead, encoding: "zstd".to_owned(), latest_mtime, origin }
         };
         let then = header("a", 1_000_000_000_000, None);

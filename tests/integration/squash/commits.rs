@@ -68,6 +68,10 @@ fn all_layers_become_one() {
     assert_eq!((base_of(&next), next.tars.len()), ("snapshot", 2));
     assert_eq!(next.tars[0], all.tars[0]);
     check("next", &next.tars, facts(&world.root_of("web")), true);
+    // But it is not what the container was started from.
+    world.commit("web", "snapshots squash=snapshots").unwrap();
+    world.commit("web", "anew base=image").unwrap();
+    assert_eq!(world.whole("snapshots").tars, world.whole("anew").tars);
     world.assert_store_clean("after squashing");
 }
 
