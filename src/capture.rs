@@ -100,8 +100,20 @@ pub enum Base {
     Named(ImageName),
 }
 
-/// Layers of an image from which on a snapshot begins anew at the base image: engines mount at most 127 or 128.
+/// Layers of an image from which on the snapshots among them are made one: engines mount at most 127 or 128.
 pub const MOST_LAYERS: usize = 100;
+
+/// Which layers the image will have as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Squash {
+    /// None of them.
+    #[default]
+    None,
+    /// The container's snapshots, this one included.
+    Snapshots,
+    /// All.
+    All,
+}
 
 /// What to capture, and how.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +126,8 @@ pub struct Request<'a> {
     pub base: &'a Base,
     /// [`MOST_LAYERS`], or fewer.
     pub most_layers: usize,
+    /// What will become of the layer and of those below.
+    pub squash: Squash,
     /// What is captured with it, at the same moment.
     pub volumes: &'a [Volume],
 }
@@ -176,9 +190,14 @@ fn capture_on(
     let Taken { layer, torn, skipped_sockets, sealed, volumes, files, deleted: _ } = taken;
     // The layers of volumes are not told of by the container's own files.
     let files = files.filter(|_| request.volumes.is_empty());
-    let memory = files.and_then(|files| Memory::of(context, container, request.compression, ground.origin, &files));
-    let Ground { parent, snapshot, .. } = ground;
-    Ok((Captured { parent, snapshot, layer, torn, skipped_sockets, sealed, volumes, memory }, held))
+    let Ground { parent, snapshot, mut origin, .. } = ground;
+    let base_layers = origin.layers;
+    if request.squash == Squash::All {
+        // The one layer is what later snapshots are merged above.
+        (origin.layers, origin.is_merged) = (1, true);
+    }
+    let memory = files.and_then(|files| Memory::of(context, container, request.compression, origin, &files));
+    Ok((Captured { parent, base_layers, snapshot, layer, torn, skipped_sockets, sealed, volumes, memory }, held))
 }
 
 /// What it changed in its image, now: `A|C|D path`, a line each.
@@ -198,6 +217,8 @@ pub fn changes(container: &Container, progress: &Progress) -> Result<Vec<u8>, Er
 pub struct Captured {
     /// What the layer is laid on.
     pub parent: Parent,
+    /// How many of its layers are no snapshots.
+    pub base_layers: usize,
     /// The manifest of the container's snapshot that this is; none if it is the base image.
     pub snapshot: Option<Digest>,
     /// None if nothing has changed since then.

@@ -28,6 +28,7 @@ pub use entry::{Changes, Entry, Kind, Metadata, escape};
 pub use flatten::{fingerprint, flatten};
 pub use location::Location;
 pub use overlay::Namespace;
+pub(crate) use pax::xattr_name;
 pub use plain::entries_without_whiteouts;
 pub use scan::{Source, scan};
 pub use snapshot::{Difference, Place, Reader, SETTLED, Snapshot, is_settled};

@@ -9,11 +9,14 @@ pub use options::{Options, TABLE as OPTIONS};
 
 use std::collections::BTreeMap;
 
-use crate::capture::{Captured, Context, Error, Held, Request, Volumes, capture, declared_volumes, included_volumes};
+use crate::capture::{
+    Captured, Context, Error, Held, Request, Squash, Volumes, capture, declared_volumes, included_volumes,
+};
 use crate::engine::Container;
-use crate::image::{Draft, History};
+use crate::image::{Draft, History, Layer};
 use crate::oci::{Descriptor, annotation};
 use crate::progress::Progress;
+use crate::squash::squash;
 use crate::store::{Record, Replace};
 
 /// Snapshot the container's file system under `options.name`; returns the manifest once the image is durable and
@@ -43,6 +46,7 @@ pub fn commit(
         compression: options.compression,
         base: &options.base,
         most_layers: options.most_layers,
+        squash: options.squash,
         volumes: &volumes,
     };
     let (mut captured, held) = capture(context, &lease, container, request, progress)?;
@@ -72,6 +76,18 @@ pub fn commit(
         (layer, entry) =
             (Some(writer.finish_for(progress)?), history(&format!(": volume {}", volume.destination.display())));
     }
+    let depth = parent.layers.len() + usize::from(layer.is_some());
+    let below = match options.squash {
+        Squash::All => Some(0),
+        // Volumes have layers of their own, and where there are any, there are no earlier snapshots.
+        Squash::Snapshots => captured.snapshot.and(Some(captured.base_layers)).filter(|below| depth > below + 1),
+        Squash::None => None,
+    };
+    if let Some(below) = below {
+        let layers: Vec<Layer> = parent.layers.iter().cloned().chain(layer).collect();
+        layer = squash(store, &lease, &layers, below, options.compression, progress).map_err(Error::from)?;
+        parent = parent.merged(below, None)?;
+    }
     let draft = Draft { parent: &parent, layer: layer.as_ref(), history: entry, annotations };
     let manifest = draft.write(&lease)?;
 
@@ -98,8 +114,14 @@ fn annotations(container: &Container, options: &Options, held: &Held, captured: 
     set(annotation::CONTAINER_ID, container.id.clone());
     set(annotation::CONTAINER_NAME, container.name.clone());
     set(annotation::PAUSE, held.how.to_owned());
-    set(annotation::BASE, if captured.snapshot.is_some() { "snapshot" } else { "image" }.to_owned());
-    if let Some(digest) = captured.snapshot {
+    // Which layers the image has below its last one.
+    let (base, parent) = match (options.squash, captured.snapshot) {
+        (Squash::All, _) => ("none", None),
+        (Squash::None, Some(digest)) => ("snapshot", Some(digest)),
+        _ => ("image", None),
+    };
+    set(annotation::BASE, base.to_owned());
+    if let Some(digest) = parent {
         set(annotation::PARENT, digest.to_string());
     }
     let counts =
@@ -114,8 +136,9 @@ fn annotations(container: &Container, options: &Options, held: &Held, captured: 
     if !captured.torn.is_empty() {
         set(annotation::TORN, captured.torn_text());
     }
+    let base_name = captured.parent.name.clone().filter(|_| base != "none");
     let words = [
-        (annotation::BASE_NAME, &captured.parent.name),
+        (annotation::BASE_NAME, &base_name),
         (annotation::AUTHORS, &options.author),
         (annotation::DESCRIPTION, &options.description),
     ];

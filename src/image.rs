@@ -18,6 +18,7 @@ pub use build::{Draft, History, Parent};
 pub use change::{Change, InvalidChange, Verb as ChangeVerb};
 pub use chunked::{TAIL, seek_table_end};
 pub use decode::Encoding;
+pub(crate) use frame::Encoded;
 pub use layer::{Compression, Layer, LayerWriter, Unpublished};
 pub use read::{Image, LayerView};
 pub use unpacked::unpacked_size;

@@ -23,6 +23,8 @@ pub mod changeset;
 pub mod image;
 pub mod view;
 
+pub mod squash;
+
 pub mod capture;
 pub mod criu;
 

@@ -26,10 +26,15 @@ mod source;
 mod stream;
 mod tar;
 mod tree;
+mod whole;
 
 pub use build::read_tar;
 pub use content::{Content, Opened};
+pub(crate) use merge::merge;
+#[cfg(test)]
+pub(crate) use tree::Name;
 pub use tree::{Inode, Kind, Tree, Walk};
+pub(crate) use whole::{Piece, Take, Whole};
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -318,7 +323,7 @@ impl Views {
             Some(tree) if !key.1 => Arc::clone(tree),
             _ => {
                 let trees: Vec<&Tree> = trees.iter().map(|tree| &**tree).collect();
-                Arc::new(merge::merge(&trees).map_err(Error::Unmergeable)?)
+                Arc::new(merge(&trees).map_err(Error::Unmergeable)?)
             }
         };
         let view = Arc::new(View { tree, layers, parents: OnceLock::new() });
@@ -364,11 +369,12 @@ impl Views {
         let index = match kept {
             Some(index) => index,
             None => {
-                let index = build::build(&blob, packing, layer.diff_id).map_err(|failure| match failure {
-                    Failure::Refused(reason) => Error::Refused { layer: digest, reason },
-                    Failure::Differs(found) => Error::Differs { layer: digest, found, expected: layer.diff_id },
-                    Failure::Read(source) => read(source),
-                })?;
+                let index =
+                    build::build(&blob, packing, layer.diff_id, &mut |_| {}).map_err(|failure| match failure {
+                        Failure::Refused(reason) => Error::Refused { layer: digest, reason },
+                        Failure::Differs(found) => Error::Differs { layer: digest, found, expected: layer.diff_id },
+                        Failure::Read(source) => read(source),
+                    })?;
                 self.keep_index(digest, &index);
                 index
             }

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{archive, capture, changeset, checkpoint, engine, guard, image, line, restore, store, view};
+use crate::{archive, capture, changeset, checkpoint, engine, guard, image, line, restore, squash, store, view};
 
 /// What an error is to a program; `fuse::errno` gives each its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,9 +224,11 @@ fn capture_kind(error: &capture::Error) -> ErrorKind {
         E::Freeze(error) => freeze_kind(error),
         E::Changes(changeset::Error::WhiteoutName { .. }) => ErrorKind::Invalid,
         E::Image(error) => image_kind(error),
-        E::Store(error) => store_kind(error),
+        E::Store(error) | E::Squash(squash::Error::Store(error)) => store_kind(error),
+        E::Squash(squash::Error::Image(error)) => image_kind(error),
         E::Cancelled(_) => ErrorKind::Cancelled,
-        E::Changes(_)
+        E::Squash(_)
+        | E::Changes(_)
         | E::Tar(_)
         | E::InUse(_)
         | E::During(_)

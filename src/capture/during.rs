@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::capture::hold::{Freezing, Held};
 use crate::capture::taken::Taken;
-use crate::capture::{Base, Context, Error, MOST_LAYERS, Pause, Request, seal};
+use crate::capture::{Base, Context, Error, MOST_LAYERS, Pause, Request, Squash, seal};
 use crate::engine::Container;
 use crate::guard::Frozen;
 use crate::image::{Compression, LayerWriter};
@@ -116,7 +116,8 @@ pub fn capture_during(
     };
     let still = Still { freezing: &freezing, during: &mut act, end: &mut end };
     let (base, volumes) = (Base::Image, []);
-    let request = Request { pause: Pause::Seal, compression, base: &base, most_layers: MOST_LAYERS, volumes: &volumes };
+    let (pause, squash) = (Pause::Seal, Squash::None);
+    let request = Request { pause, compression, base: &base, most_layers: MOST_LAYERS, squash, volumes: &volumes };
     let sealed = seal::seal(context, lease, container, request, still, None, progress);
     let (taken, held) = sealed.map_err(|error| error.about(&container.name))?;
     let Taken { layer, torn, skipped_sockets, sealed, deleted, .. } = taken;

@@ -7,7 +7,7 @@ use crate::changeset::{self, escape, tar};
 use crate::oci::{DiffId, ImageName};
 use crate::progress::Cancelled;
 use crate::sys::{cgroup, process};
-use crate::{engine, guard, image, store};
+use crate::{engine, guard, image, squash, store};
 
 /// Why there is no capture. Nothing of it is visible, and the container runs.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +124,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Layers of the store could not be made one.
+    #[error(transparent)]
+    Squash(squash::Error),
     /// What the container's processes have open could not be told.
     #[error(
         "cannot tell which files the container's processes have open, so that none can be read before it is frozen; commit with pause=full"
@@ -208,6 +211,15 @@ impl From<changeset::Error> for Error {
         match error {
             changeset::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
             error => Error::Changes(error),
+        }
+    }
+}
+
+impl From<squash::Error> for Error {
+    fn from(error: squash::Error) -> Error {
+        match error {
+            squash::Error::Cancelled(cancelled) => Error::Cancelled(cancelled),
+            error => Error::Squash(error),
         }
     }
 }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::capture::{Base, Context, Error, Request, base, source};
+use crate::capture::{Base, Context, Error, Request, Squash, base, source};
 use crate::changeset::{self, Earlier, Snapshot};
 use crate::engine::{Container, RootFs};
 use crate::image::{Compression, Image, Layer, Parent};
 use crate::oci::{Descriptor, Digest, ImageName, MEDIA_TYPE_MANIFEST};
 use crate::progress::Progress;
+use crate::squash;
 use crate::store::{Lease, Store};
 use crate::sys::boot::{boot_id, clock_lead};
 
@@ -42,6 +43,10 @@ pub(super) struct Origin {
     config: Value,
     /// For a bare bundle, what its lower directories were.
     fingerprint: Option<Digest>,
+    /// How many layers it has, or what took their place: those of snapshots come after.
+    pub(super) layers: usize,
+    /// One layer took their place (`squash=all`).
+    pub(super) is_merged: bool,
 }
 
 /// Under what circumstances a snapshot was captured.
@@ -97,7 +102,13 @@ impl Ground {
         progress: &Progress,
     ) -> Result<Ground, Error> {
         let (parent, fingerprint) = base::bring(context, lease, container, request.compression, progress)?;
-        let origin = Origin { name: parent.name.clone(), config: parent.config.clone(), fingerprint };
+        let origin = Origin {
+            name: parent.name.clone(),
+            config: parent.config.clone(),
+            fingerprint,
+            layers: parent.layers.len(),
+            is_merged: false,
+        };
         Ok(Ground { parent, snapshot: None, earlier: None, origin })
     }
 
@@ -152,11 +163,16 @@ impl Ground {
             return Ok(Err(reason));
         }
         let origin = header.origin;
+        if origin.is_merged && request.squash == Squash::Snapshots {
+            return Ok(Err("its lowest layer is not one of the container's image"));
+        }
         let Some(mut parent) = stored(context.store, lease, digest)? else {
             return Ok(Err("it is no longer complete in the store"));
         };
         let history = parent.config["history"].as_array().map_or(0, Vec::len);
-        if parent.layers.len() >= request.most_layers || history >= MOST_HISTORY {
+        let is_deep = parent.layers.len() >= request.most_layers && request.squash == Squash::None;
+        // Two more than the base image has: the snapshots as one, and the new one.
+        if (is_deep && origin.layers + 2 > request.most_layers) || history >= MOST_HISTORY {
             return Ok(Err("it has as many layers as an image should have"));
         }
         if let (RootFs::Overlay(overlay), Some(fingerprint)) = (&container.root, origin.fingerprint)
@@ -174,6 +190,12 @@ impl Ground {
         parent.config.clone_from(&origin.config);
         let Some(config) = parent.config.as_object_mut() else { return Ok(Err(unreadable)) };
         config.insert("history".to_owned(), history);
+        if is_deep {
+            let (layers, below) = (&parent.layers, origin.layers);
+            let one = squash::squash(context.store, lease, layers, below, request.compression, progress)?;
+            parent = parent.merged(below, one)?;
+            progress.enter("base");
+        }
         Ok(Ok(Ground { parent, snapshot: Some(digest), earlier: Some(earlier), origin }))
     }
 }
@@ -266,7 +288,7 @@ mod tests {
     #[test]
     fn another_boot_a_clock_set_back_and_another_epoch_are_reasons() {
         let header = |boot: &str, lead, latest_mtime| {
-            let origin = Origin { name: None, config: Value::Null, fingerprint: None };
+            let origin = Origin { name: None, config: Value::Null, fingerprint: None, layers: 0, is_merged: false };
             Header { boot: boot.to_owned(), lead, encoding: "zstd".to_owned(), latest_mtime, origin }
         };
         let then = header("a", 1_000_000_000_000, None);

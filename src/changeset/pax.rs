@@ -53,6 +53,22 @@ impl Records {
     }
 }
 
+/// The attribute's name of a keyword, without what comes before it: what [`Records::add_xattr`] makes the same keyword of.
+pub(crate) fn xattr_name(keyword: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(keyword.len());
+    let mut rest = keyword;
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match rest {
+            [b'%', b'3', b'D', after @ ..] => (b'=', after),
+            [b'%', b'2', b'5', after @ ..] => (b'%', after),
+            _ => (*first, after),
+        };
+        name.push(byte);
+        rest = after;
+    }
+    name
+}
+
 fn decimal_digits(number: usize) -> usize {
     number.to_string().len()
 }
@@ -99,6 +115,16 @@ mod tests {
             "27 SCHILY.xattr.user.100%=\n31 SCHILY.xattr.user.a%3Db%25=\n\
              51 SCHILY.xattr.user.z=a\n25 path=../../etc/shadow\n\n9 path=p\n"
         );
+    }
+
+    #[test]
+    fn a_name_of_an_attribute_comes_back_from_its_keyword() {
+        for name in [&b"user.plain"[..], b"user.a=b%", b"user.%3D", b"user.%25", b"user.100%", b"user.%253D="] {
+            let mut records = Records::default();
+            records.add_xattr(name, b"");
+            let keyword = records.0[0].0.strip_prefix(b"SCHILY.xattr.").unwrap();
+            assert_eq!(xattr_name(keyword), name);
+        }
     }
 
     #[test]

@@ -374,16 +374,7 @@ impl<'a, W: Write> Writer<'a, W> {
                 }
             }
         };
-        let records = records.encode();
-        if records.len() > MAX_RECORDS {
-            return Err(Error::TooManyXattrs { path: entry.path.clone(), bytes: records.len() });
-        }
-        if !records.is_empty() {
-            self.put(extension(records.len()).as_bytes())?;
-            self.put(&records)?;
-            self.pad(records.len() as u64)?;
-        }
-        self.put(header.as_bytes())?;
+        self.put(&assemble(entry, &header, records)?)?;
         self.written.files += 1;
         self.progress.add_file();
         Ok(())
@@ -443,6 +434,38 @@ enum Typed<'a> {
     Link(&'a [u8]),
     Symlink(&'a [u8]),
     Other(EntryType),
+}
+
+/// All that comes before the content of `entry`, as a [`Writer`] writes it.
+pub(crate) fn headers(entry: &Entry) -> Result<Vec<u8>, Error> {
+    let typed = match &entry.kind {
+        Kind::File => Typed::File,
+        Kind::HardLink { to } => Typed::Link(to),
+        Kind::Symlink { target } => Typed::Symlink(target),
+        Kind::Whiteout => Typed::Other(EntryType::Regular),
+        Kind::Directory => Typed::Other(EntryType::Directory),
+        Kind::CharDevice(_) => Typed::Other(EntryType::Char),
+        Kind::BlockDevice(_) => Typed::Other(EntryType::Block),
+        Kind::Fifo => Typed::Other(EntryType::Fifo),
+    };
+    let (header, records) = encode(entry, typed, None);
+    assemble(entry, &header, records)
+}
+
+/// A header after its records, if there are any.
+fn assemble(entry: &Entry, header: &Header, records: Records) -> Result<Vec<u8>, Error> {
+    let records = records.encode();
+    if records.len() > MAX_RECORDS {
+        return Err(Error::TooManyXattrs { path: entry.path.clone(), bytes: records.len() });
+    }
+    let mut bytes = Vec::with_capacity(BLOCK);
+    if !records.is_empty() {
+        bytes.extend_from_slice(extension(records.len()).as_bytes());
+        bytes.extend_from_slice(&records);
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    }
+    bytes.extend_from_slice(header.as_bytes());
+    Ok(bytes)
 }
 
 /// The header of an entry, and the records of what does not fit into it.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::capture::{Base, MOST_LAYERS, Pause, Volumes};
+use crate::capture::{Base, MOST_LAYERS, Pause, Squash, Volumes};
 use crate::image::{Change, Compression};
-use crate::line::{Error, Grammar, Row, only};
+use crate::line::{Error, Grammar, Row};
 use crate::oci::ImageName;
 
 /// Every option of `commit`, with what it takes and what it means: the table that the parser is held against and that
@@ -28,7 +28,7 @@ pub const TABLE: &[Row] = &[
         "bind mounts and volumes: leave them out, name them, or make each a layer of its own",
     ),
     ("base=", "auto|image|IMAGE", "what the layer is the difference to: the last snapshot, the container's image"),
-    ("squash=", "none|snapshots", "merge the layers of earlier snapshots into the new one"),
+    ("squash=", "none|snapshots|all", "make one layer of the container's snapshots and this one, or of all layers"),
     ("create", "", "fail with EEXIST if the name exists"),
     ("async", "", "return once the job is admitted"),
 ];
@@ -56,8 +56,10 @@ pub struct Options {
     pub volumes: Volumes,
     /// `compression=`
     pub compression: Compression,
-    /// `base=`, or what `squash=` makes of it
+    /// `base=`
     pub base: Base,
+    /// `squash=`
+    pub squash: Squash,
     /// [`MOST_LAYERS`]; no word of a line changes it
     pub most_layers: usize,
     /// `create`
@@ -84,6 +86,7 @@ impl Options {
             volumes: Volumes::default(),
             compression: Compression::default(),
             base: Base::default(),
+            squash: Squash::default(),
             most_layers: MOST_LAYERS,
             create: false,
             detach: false,
@@ -97,12 +100,9 @@ impl Options {
         for word in &words {
             options.take(word)?;
         }
-        if words.iter().any(|word| word == "squash=snapshots") {
-            if let Base::Named(name) = &options.base {
-                let expected = "image or left out with squash=snapshots, which lays one layer on the container's image";
-                return Err(Error::Value { option: "base", value: name.to_string(), expected });
-            }
-            options.base = Base::Image;
+        if let (Squash::Snapshots, Base::Named(name)) = (options.squash, &options.base) {
+            let expected = "image or left out with squash=snapshots, which lays one layer on the container's image";
+            return Err(Error::Value { option: "base", value: name.to_string(), expected });
         }
         Ok(options)
     }
@@ -125,7 +125,7 @@ impl Options {
             "compression" => self.compression = compression(value)?,
             "volumes" => self.volumes = volumes(value)?,
             "base" => self.base = base(value)?,
-            "squash" => only("squash", value, &["none", "snapshots"], &["all"])?,
+            "squash" => self.squash = squash(value)?,
             _ => match key.split_once('.') {
                 Some(("label", key)) if !key.is_empty() => {
                     self.labels.insert(key.to_owned(), value.to_owned());
@@ -145,6 +145,15 @@ fn base(value: &str) -> Result<Base, Error> {
         "auto" => Ok(Base::Auto),
         "image" => Ok(Base::Image),
         _ => Ok(Base::Named(value.parse()?)),
+    }
+}
+
+fn squash(value: &str) -> Result<Squash, Error> {
+    match value {
+        "none" => Ok(Squash::None),
+        "snapshots" => Ok(Squash::Snapshots),
+        "all" => Ok(Squash::All),
+        _ => Err(Error::Value { option: "squash", value: value.to_owned(), expected: "none, snapshots or all" }),
     }
 }
 
@@ -228,13 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn a_base_is_a_word_or_an_image_and_squashing_is_a_word_for_one() {
+    fn a_base_is_a_word_or_an_image_and_squashing_is_a_word() {
         let base = |line: &str| parse(&format!("img {line}")).map(|options| options.base);
         assert_eq!(base("base=auto"), Ok(Base::Auto));
         assert_eq!(base("base=team/web:1"), Ok(Base::Named("team/web:1".parse().unwrap())));
-        assert_eq!(base("squash=none"), Ok(Base::Auto));
-        assert_eq!(base("squash=snapshots"), Ok(Base::Image));
-        assert_eq!(base("squash=snapshots base=auto"), Ok(Base::Image));
+        let squash = |line: &str| parse(&format!("img {line}")).map(|options| (options.squash, options.base));
+        assert_eq!(squash("squash=none"), Ok((Squash::None, Base::Auto)));
+        assert_eq!(squash("squash=snapshots base=image"), Ok((Squash::Snapshots, Base::Image)));
+        assert_eq!(squash("squash=all"), Ok((Squash::All, Base::Auto)));
         assert!(matches!(base("base=A"), Err(Error::Name(_))));
         assert!(matches!(base("squash=snapshots base=web"), Err(Error::Value { option: "base", .. })));
     }
@@ -253,7 +263,7 @@ mod tests {
         assert!(matches!(parse("Img"), Err(Error::Name(_))));
         assert!(matches!(parse("../../etc"), Err(Error::Name(_))));
         assert!(matches!(parse("img compression=zstd:99"), Err(Error::Value { .. })));
-        assert!(matches!(parse("img squash=all"), Err(Error::Unsupported { .. })));
+        assert!(matches!(parse("img squash=most"), Err(Error::Value { .. })));
         assert!(matches!(parse("img annotation.io.snapfs.kind=checkpoint"), Err(Error::Value { .. })));
     }
 

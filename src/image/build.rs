@@ -53,6 +53,32 @@ impl Parent {
     }
 }
 
+impl Parent {
+    /// The same with one layer in the place of all those above the lowest `below`. Their entries stay in the history; all but
+    /// the last of them, or all if there is no `layer`, say that they made none.
+    ///
+    /// # Errors
+    /// [`Error::BaseConfig`] if there is no history that tells of the layers.
+    pub fn merged(mut self, below: usize, layer: Option<Layer>) -> Result<Parent, Error> {
+        let config = self.config.as_object_mut();
+        let config = config.ok_or_else(|| Error::BaseConfig("it is not a JSON object".to_owned()))?;
+        let mut history = take_history(config)?;
+        complete_history(&mut history, self.layers.len())?;
+        let made = history.iter_mut().filter(|entry| made_a_layer(entry)).skip(below);
+        let mut above: Vec<&mut Value> = made.collect();
+        if layer.is_some() {
+            above.pop();
+        }
+        for entry in above.into_iter().filter_map(Value::as_object_mut) {
+            entry.insert("empty_layer".to_owned(), Value::Bool(true));
+        }
+        config.insert("history".to_owned(), Value::Array(history));
+        self.layers.truncate(below);
+        self.layers.extend(layer);
+        Ok(self)
+    }
+}
+
 /// The entry that a snapshot adds to the config's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
@@ -93,11 +119,7 @@ impl Draft<'_> {
             config.remove(field);
         }
         let base_layers = self.parent.layers.len();
-        let mut history = match config.remove("history") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(entries)) => entries,
-            Some(_) => return Err(Error::BaseConfig("its history is not a list".to_owned())),
-        };
+        let mut history = take_history(&mut config)?;
         complete_history(&mut history, base_layers)?;
         history.push(self.history_entry());
         config.insert("history".to_owned(), Value::Array(history));
@@ -175,9 +197,21 @@ impl Parent {
     }
 }
 
+fn take_history(config: &mut Map<String, Value>) -> Result<Vec<Value>, Error> {
+    match config.remove("history") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(entries)) => Ok(entries),
+        Some(_) => Err(Error::BaseConfig("its history is not a list".to_owned())),
+    }
+}
+
+fn made_a_layer(entry: &Value) -> bool {
+    entry.get("empty_layer") != Some(&Value::Bool(true))
+}
+
 /// As many entries that made a layer as there are layers: podman and docker both refuse anything else.
 fn complete_history(history: &mut Vec<Value>, layers: usize) -> Result<(), Error> {
-    let made = history.iter().filter(|entry| entry.get("empty_layer") != Some(&Value::Bool(true))).count();
+    let made = history.iter().filter(|entry| made_a_layer(entry)).count();
     if made > layers {
         let reason = format!("its history tells of {made} layers, but it has {layers}");
         return Err(Error::BaseConfig(reason));
@@ -260,6 +294,32 @@ mod tests {
         };
         assert_eq!(counts(&config(&draft(&parent, Some(&top)))), (3, 3));
         assert_eq!(counts(&config(&draft(&parent, None))), (2, 2));
+    }
+
+    #[test]
+    fn merged_layers_leave_their_history() {
+        let history = json!([
+            { "created_by": "a" }, { "created_by": "ENV", "empty_layer": true }, { "created_by": "b" }, { "created_by": "c" },
+        ]);
+        let parent = parent(json!({ "config": { "Cmd": ["x"] }, "history": history }), &["a", "b", "c"]);
+        let top = layer("top");
+        let merged = |below, one: Option<&str>| {
+            let merged = parent.clone().merged(below, one.map(layer)).unwrap();
+            let config = config(&draft(&merged, Some(&top)));
+            assert_eq!(config["config"], json!({ "Cmd": ["x"] }));
+            let entries = config["history"].as_array().unwrap();
+            let made: Vec<&str> = entries
+                .iter()
+                .filter(|entry| made_a_layer(entry))
+                .filter_map(|entry| entry["created_by"].as_str())
+                .collect();
+            assert_eq!(entries.len(), 5, "no entry is lost");
+            assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), made.len());
+            made.join(" ")
+        };
+        assert_eq!(merged(1, Some("bc")), "a c snapfs commit img");
+        assert_eq!(merged(1, None), "a snapfs commit img");
+        assert_eq!(merged(0, None), "snapfs commit img");
     }
 
     #[test]

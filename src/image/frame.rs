@@ -18,6 +18,8 @@ pub(crate) const FRAME: usize = 1 << 20;
 const BATCH: usize = FRAME / 2;
 /// What a member begins with (RFC 1952 section 2.3): deflate, no flags, no time, unknown system. The same for all input.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+/// What a zstd frame that is not skipped begins with (RFC 8878 section 3.1.1).
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Checksum and length.
 const GZIP_TRAILER: usize = 8;
 
@@ -65,6 +67,53 @@ pub(crate) struct Batch {
     frames: Vec<Frame>,
     /// Of those frames that have one, in order.
     pub(crate) chunks: Vec<Chunk>,
+    /// Nothing is left for an encoder to do.
+    is_encoded: bool,
+}
+
+/// Tar bytes, and the blob bytes that they are encoded in, as whole frames.
+pub(crate) struct Encoded<'a> {
+    pub(crate) tar: &'a [u8],
+    blob: &'a [u8],
+    frames: Vec<Frame>,
+}
+
+impl<'a> Encoded<'a> {
+    /// `tar` is what `blob` decodes to. None if frames of `compression` cannot be told apart in it, or are longer than those
+    /// that we make.
+    pub(crate) fn of(compression: Compression, tar: &'a [u8], blob: &'a [u8]) -> Option<Encoded<'a>> {
+        if tar.is_empty() || tar.len() > BATCH + FRAME || blob.len() > bound(BATCH + FRAME) {
+            return None;
+        }
+        let frames = match compression {
+            Compression::Zstd { .. } => zstd_frames(blob)?,
+            // Members have no length that could be known without decoding them, and no table has to list them.
+            Compression::Gzip => {
+                vec![Frame { raw: narrow(tar.len()).ok()?, packed: narrow(blob.len()).ok()?, is_chunk: false }]
+            }
+            Compression::ZstdChunked | Compression::None => return None,
+        };
+        let raw: usize = frames.iter().map(|frame| frame.raw as usize).sum();
+        (raw == tar.len()).then_some(Encoded { tar, blob, frames })
+    }
+}
+
+/// The frames that `blob` consists of, if each says how long its content is.
+fn zstd_frames(blob: &[u8]) -> Option<Vec<Frame>> {
+    let mut frames = Vec::new();
+    let mut rest = blob;
+    while !rest.is_empty() {
+        let length = zstd::zstd_safe::find_frame_compressed_size(rest).ok()?;
+        let (frame, after) = rest.split_at_checked(length)?;
+        // Not that of a skippable frame, which is content of none.
+        let content = zstd::zstd_safe::get_frame_content_size(frame).ok()??;
+        if !frame.starts_with(&ZSTD_MAGIC) {
+            return None;
+        }
+        frames.push(Frame { raw: u32::try_from(content).ok()?, packed: narrow(length).ok()?, is_chunk: false });
+        rest = after;
+    }
+    Some(frames)
 }
 
 impl Batch {
@@ -86,6 +135,19 @@ impl Batch {
     /// Whether no frame should be added. A batch holds less than `BATCH + FRAME` bytes of tar.
     pub(crate) fn is_full(&self) -> bool {
         self.raw.len() >= BATCH
+    }
+
+    /// Take in frames that are encoded already. There are no others in it.
+    pub(crate) fn take(&mut self, encoded: &Encoded<'_>) {
+        let Encoded { tar, blob, frames } = encoded;
+        self.raw.extend_from_slice(tar);
+        if self.packed.len() < blob.len() {
+            self.packed.resize(blob.len(), 0);
+        }
+        self.packed[..blob.len()].copy_from_slice(blob);
+        self.packed_len = blob.len();
+        self.frames.extend_from_slice(frames);
+        self.is_encoded = true;
     }
 
     /// What was encoded.
@@ -112,6 +174,7 @@ impl Batch {
         self.packed_len = 0;
         self.frames.clear();
         self.chunks.clear();
+        self.is_encoded = false;
     }
 }
 
@@ -139,7 +202,10 @@ impl Encoder {
 
     /// Encode the batch's frames.
     pub(crate) fn encode(&mut self, batch: &mut Batch) -> io::Result<()> {
-        let Batch { raw, ends, packed, packed_len, frames, chunks } = batch;
+        let Batch { raw, ends, packed, packed_len, frames, chunks, is_encoded } = batch;
+        if *is_encoded {
+            return Ok(());
+        }
         if !matches!(self, Encoder::None) {
             let room = sizes(ends).map(bound).sum();
             if packed.len() < room {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::image::Error;
 use crate::image::chunked::{self, Why};
-use crate::image::frame::{Batch, Encoder, FRAME, Holds};
+use crate::image::frame::{Batch, Encoded, Encoder, FRAME, Holds};
 use crate::image::output::Output;
 use crate::image::pipeline::{Failure, MAX_WORKERS, Pipeline};
 use crate::image::retract::Retraction;
@@ -159,6 +159,24 @@ impl LayerWriter {
         if open > 0 && (content >= OWN_FRAME || open + HEADERS + content > FRAME as u64) {
             let _ = self.cut(Holds::Anything);
         }
+    }
+
+    /// Append what is encoded already, as [`Compression`] of this layer does it, without doing it again.
+    ///
+    /// Such a layer is not for [`retract`](Self::retract).
+    pub(crate) fn copy(&mut self, encoded: &Encoded<'_>) -> io::Result<()> {
+        if let Stage::Failed(failure) = &self.stage {
+            return Err(copy(&failure.error));
+        }
+        if self.batch.open_frame() > 0 {
+            self.cut(Holds::Anything)?;
+        }
+        if !self.batch.raw.is_empty() {
+            self.submit()?;
+        }
+        self.batch.take(encoded);
+        self.position += encoded.tar.len() as u64;
+        self.submit()
     }
 
     /// Make the layer as if `ranges` of its tar had never been written. They are in order, do not overlap, and consist of

@@ -21,8 +21,8 @@ pub const CONTAINER_NAME: &str = "io.snapfs.container.name";
 pub const CONTAINER_ID: &str = "io.snapfs.container.id";
 /// The engine that had the container.
 pub const ENGINE: &str = "io.snapfs.engine";
-/// What the last layer is the difference to: `image`, the image that the container was started from, or `snapshot`, one
-/// made of the container before.
+/// What the last layer is the difference to: `image`, the image that the container was started from, `snapshot`, one
+/// made of the container before, or `none` if all is in one layer.
 pub const BASE: &str = "io.snapfs.base";
 /// The digest of that snapshot's manifest.
 pub const PARENT: &str = "io.snapfs.parent";

@@ -33,7 +33,7 @@ snapfs: containers and images as files
 
 A command is one line, \"NAME [OPTION...]\", values quoted as in a shell:
   message= author= description= label.KEY= annotation.KEY= change='USER web' volumes=skip|declare|include base=auto|image|IMAGE
-  squash=none|snapshots pause=seal|full|none|stop compression=zstd[:LEVEL]|zstd:chunked|gzip|none create async
+  squash=none|snapshots|all pause=seal|full|none|stop compression=zstd[:LEVEL]|zstd:chunked|gzip|none create async
 A name with a tag holds a colon, at which skopeo and umoci split paths: use images/img%3Atag there.
 Tools that read no zstd, such as umoci 0.4, want compression=gzip; podman pulls compression=zstd:chunked file by file.
 ";

@@ -11,7 +11,7 @@ use crate::oci::{DiffId, Hasher};
 use crate::view::index::Index;
 use crate::view::layer::Builder;
 use crate::view::stream::{self, Packing};
-use crate::view::tar::{self, Reader};
+use crate::view::tar::{self, Entry, Reader};
 
 /// Why a layer has no index.
 #[derive(Debug)]
@@ -27,8 +27,13 @@ pub(crate) enum Failure {
 /// How many chunks wait for the hash and the parser.
 const WAITING: usize = 8;
 
-/// Read the whole layer. One thread decodes, one hashes, and this one reads the entries.
-pub(crate) fn build(blob: &File, packing: Packing, diff_id: DiffId) -> Result<Index, Failure> {
+/// Read the whole layer. One thread decodes, one hashes, and this one reads the entries, each of which `see` sees.
+pub(crate) fn build(
+    blob: &File,
+    packing: Packing,
+    diff_id: DiffId,
+    see: &mut dyn FnMut(&Entry),
+) -> Result<Index, Failure> {
     let (to_hash, chunks_to_hash) = bounded::<Arc<Vec<u8>>>(WAITING);
     let (to_parse, chunks_to_parse) = bounded::<Arc<Vec<u8>>>(WAITING);
     thread::scope(|scope| {
@@ -48,7 +53,7 @@ pub(crate) fn build(blob: &File, packing: Packing, diff_id: DiffId) -> Result<In
             chunks_to_hash.iter().for_each(|chunk| hasher.update(&chunk));
             hasher.digest()
         });
-        let tree = parse(Chunks { chunks: chunks_to_parse, chunk: Arc::default(), at: 0 });
+        let tree = parse(Chunks { chunks: chunks_to_parse, chunk: Arc::default(), at: 0 }, see);
         let panicked = |_| Failure::Read(io::Error::other("a thread that reads the layer panicked"));
         let decoded = decoder.join().map_err(panicked)?;
         let digest = hasher.join().map_err(panicked)?;
@@ -76,11 +81,12 @@ pub fn read_tar(tar: &File) -> Result<crate::view::tree::Tree, String> {
     builder.finish()
 }
 
-fn parse(chunks: Chunks) -> Result<crate::view::tree::Tree, String> {
+fn parse(chunks: Chunks, see: &mut dyn FnMut(&Entry)) -> Result<crate::view::tree::Tree, String> {
     let mut reader = Reader::new(chunks);
     let mut builder = Builder::new();
     while let Some(entry) = reader.entry().map_err(|error: tar::Error| error.to_string())? {
         builder.add(&entry)?;
+        see(&entry);
     }
     // The rest is padding, which only the digest is made of.
     reader.into_input().chunks.iter().for_each(drop);

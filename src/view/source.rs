@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,6 +71,25 @@ impl Source {
         let point = self.points[at];
         let end = self.points.get(at + 1).map_or((self.tar_length, self.blob_length), |next| (next.tar, next.blob));
         (end.0.saturating_sub(point.tar), end.1.saturating_sub(point.blob))
+    }
+
+    /// How many pieces there are from one point to the next.
+    pub(crate) fn len(&self) -> usize {
+        self.points.len()
+    }
+
+    /// Where in the tar a piece is.
+    pub(crate) fn place(&self, at: usize) -> Range<u64> {
+        let start = self.points.get(at).map_or(self.tar_length, |point| point.tar);
+        start..start + self.lengths(at).0
+    }
+
+    /// A piece as it is in the blob.
+    pub(crate) fn packed(&self, at: usize) -> io::Result<Vec<u8>> {
+        let point = self.points.get(at).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut packed = vec![0; usize::try_from(self.lengths(at).1).map_err(io::Error::other)?];
+        self.blob.read_exact_at(&mut packed, point.blob)?;
+        Ok(packed)
     }
 
     /// The tar from one point to the next, if it still has its checksum.

@@ -39,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     /// Length of the content; 0 for all but files.
     pub(crate) size: u64,
+    /// Where its headers begin in the tar, if there is nothing else between them.
+    pub(crate) start: Option<u64>,
     /// Where the content begins in the tar.
     pub(crate) offset: u64,
     /// Major and minor number of a device.
@@ -79,6 +81,7 @@ impl<R: BufRead> Reader<R> {
     pub(crate) fn entry(&mut self) -> Result<Option<Entry>, Error> {
         let mut records = Records::default();
         let (mut long_path, mut long_target) = (None, None);
+        let (mut start, mut is_whole) = (None, true);
         loop {
             self.skip(self.next)?;
             let at = self.at;
@@ -86,15 +89,22 @@ impl<R: BufRead> Reader<R> {
             let bad = |reason: &str| Error::Malformed { at, reason: reason.to_owned() };
             let size = header.number(124, 12).and_then(|size| u64::try_from(size).ok());
             let size = size.ok_or_else(|| bad("a size that is no number"))?;
+            if header.flag() != b'g' {
+                start = start.or(Some(at));
+            }
             match header.flag() {
                 b'x' => records = Records::parse(&self.special(size, at)?).map_err(|reason| bad(&reason))?,
                 b'L' => long_path = Some(until_nul(&self.special(size, at)?).to_vec()),
                 b'K' => long_target = Some(until_nul(&self.special(size, at)?).to_vec()),
                 // Says something of all files that follow; Go's reader applies none of it.
-                b'g' => drop(self.special(size, at)?),
+                b'g' => {
+                    drop(self.special(size, at)?);
+                    is_whole = start.is_none();
+                }
                 _ => {
                     let entry = header.entry(records, long_path, long_target, size, self.at);
-                    let (entry, body) = entry.map_err(|reason| Error::Malformed { at, reason })?;
+                    let (mut entry, body) = entry.map_err(|reason| Error::Malformed { at, reason })?;
+                    entry.start = start.filter(|_| is_whole);
                     self.next = padded(self.at, body).ok_or_else(|| bad("a size beyond all bounds"))?;
                     return Ok(Some(entry));
                 }
@@ -314,6 +324,7 @@ impl Header {
             gid: id(records.gid.map_or_else(|| number(116, 8, "a group"), Ok)?)?,
             mtime,
             size: if kind == Type::File { size } else { 0 },
+            start: None,
             offset,
             device,
             xattrs: records.xattrs.into_iter().collect(),

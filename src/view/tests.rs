@@ -166,7 +166,7 @@ proptest! {
             bytes[at] ^= 0x55;
         }
         let _ = decoded(&file(&bytes), packing);
-        let _ = build::build(&file(&bytes), packing, DiffId::of(b""));
+        let _ = build::build(&file(&bytes), packing, DiffId::of(b""), &mut |_| {});
         let _ = seekable::open(file(&bytes), 100);
     }
 }

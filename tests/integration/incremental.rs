@@ -26,23 +26,23 @@ use crate::roundtrip::random::{Op, cases, op, run};
 use crate::roundtrip::{check, check_umoci};
 
 /// Until every change time has settled: see `changeset::SETTLED`.
-fn settle() {
+pub(crate) fn settle() {
     std::thread::sleep(Duration::from_millis(25));
 }
 
-fn base_of(image: &Whole) -> &str {
+pub(crate) fn base_of(image: &Whole) -> &str {
     image.annotation("io.snapfs.base").unwrap()
 }
 
 /// The paths in the topmost layer.
-fn top(image: &Whole) -> Vec<String> {
+pub(crate) fn top(image: &Whole) -> Vec<String> {
     let mut paths: Vec<String> = image.paths(image.tars.len() - 1).into_iter().map(|(path, _)| path).collect();
     paths.sort();
     paths
 }
 
 /// A world with one stopped container, `web`, with a few files, and its image `one`.
-fn world() -> Option<World> {
+pub(crate) fn world() -> Option<World> {
     let world = World::new()?;
     world.overlay("web");
     world.make(
@@ -226,7 +226,8 @@ fn a_chain_of_snapshots_does_not_grow_for_ever() {
         check("img", &whole.tars, facts(&world.root_of("web")), true);
         depths.push(whole.tars.len());
     }
-    assert_eq!(depths, [3, 4, 5, 2, 3, 4, 5, 2, 3]);
+    // The snapshots of before as one, and the new one.
+    assert_eq!(depths, [3, 4, 5, 3, 4, 5, 3, 4, 5]);
 }
 
 /// A chain of images of a container that changes at random, each compared as a whole.
@@ -255,7 +256,7 @@ fn random_chain(base: &[Op], steps: &[Vec<Op>], runs: bool, umoci: bool) {
     assert!(on_snapshots + 1 >= steps.len() / 2, "{on_snapshots} of {} stand on a snapshot", steps.len());
 }
 
-fn steps() -> impl Strategy<Value = Vec<Vec<Op>>> {
+pub(crate) fn steps() -> impl Strategy<Value = Vec<Vec<Op>>> {
     prop::collection::vec(prop::collection::vec(op(true), 0..15), 2..5)
 }
 
@@ -324,13 +325,13 @@ fn a_crash_after_any_operation_of_a_second_snapshot() {
 }
 
 /// What the kernel says a process has read, from whatever file.
-fn read_by(pid: u32) -> u64 {
+pub(crate) fn read_by(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
     line.parse().unwrap()
 }
 
-fn fill(root: &Path, directories: usize, bytes: usize) {
+pub(crate) fn fill(root: &Path, directories: usize, bytes: usize) {
     let content: Vec<u8> = (0..bytes).map(|n| (n * 7 + n / 251) as u8).collect();
     for d in 0..directories {
         fs::create_dir_all(root.join(format!("tree/d{d}"))).unwrap();

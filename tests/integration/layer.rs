@@ -63,7 +63,7 @@ fn decode(compression: Compression, blob: &[u8]) -> Vec<u8> {
 }
 
 /// Each frame's bytes of blob and tar, as a reader of the seekable format finds them: from the end.
-fn seek(blob: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
+pub(crate) fn seek(blob: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
     let number = |at: usize| u32::from_le_bytes(blob[at..at + 4].try_into().unwrap()) as usize;
     let end = blob.len();
     assert_eq!(number(end - 4), 0x8F92_EAB1);
@@ -87,7 +87,7 @@ fn seek(blob: &[u8]) -> Vec<(&[u8], Vec<u8>)> {
 }
 
 /// Bytes that compress as a container's files do, different for every seed.
-fn text(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn text(seed: u64, length: usize) -> Vec<u8> {
     static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut coin = Coin(1);
         let mut pool = Vec::with_capacity(POOL_SIZE + 16);

@@ -61,6 +61,8 @@ mod scale;
 mod seal;
 // Control files as people write to them.
 mod shells;
+// Several layers made one.
+mod squash;
 // The units and fstab under a real systemd.
 mod systemd;
 // The bytes of a layer.

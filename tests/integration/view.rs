@@ -4,7 +4,7 @@
 
 mod figures;
 mod hostile;
-mod images;
+pub(crate) mod images;
 mod reading;
 mod same;
-mod tars;
+pub(crate) mod tars;

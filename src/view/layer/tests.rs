@@ -11,6 +11,7 @@ pub(crate) fn entry(flag: char, path: &str, target: &str) -> Entry {
         _ => panic!("{flag} is no type"),
     };
     Entry {
+        start: None,
         kind,
         path: path.into(),
         target: target.into(),

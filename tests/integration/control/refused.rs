@@ -33,7 +33,7 @@ const SYNTAX: &[Row] = &[
     (b"img change='FOO x'\n", ErrorKind::Invalid, &["change=", "FOO x", "the verbs are CMD"]),
     (b"img compression=zstd:chunky\n", ErrorKind::Invalid, &["zstd:chunked"]),
     (b"img volumes=all\n", ErrorKind::Invalid, &["volumes= cannot be \"all\"", "declare or include"]),
-    (b"img squash=all\n", ErrorKind::Unsupported, &["squash=none"]),
+    (b"img squash=most\n", ErrorKind::Invalid, &["squash= cannot be \"most\"", "none, snapshots or all"]),
     (b"img squash=snapshots base=web\n", ErrorKind::Invalid, &["one layer on the container's image"]),
     (b"''\n", ErrorKind::Invalid, &["it is empty"]),
     (b"Img\n", ErrorKind::Invalid, &["\"Img\" is not an image name", "lower case"]),

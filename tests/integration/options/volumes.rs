@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::annotation;
 use crate::harness::lab::{Bundle, Container, Podman, attempt, directory, run, text};
 use crate::harness::mount::{Place, eventually, in_lab};
-use crate::harness::rootfs::{Fact, Facts, acl, dir, facts, file, hardlink, make, sparse, symlink};
+use crate::harness::rootfs::{Fact, Facts, acl, differences, dir, facts, file, hardlink, make, sparse, symlink};
 
 fn unpack(image: &Path) -> (tempfile::TempDir, PathBuf) {
     let directory = directory();
@@ -140,6 +140,19 @@ fn each_volume_is_a_layer_and_nothing_else_is() {
     let look =
         "cat /etc/one.conf /named/file /new/deep/outer/soft; ls /usr/share/demo/d1; stat -c %a:%u /usr/share/demo";
     let expected = "one file\nhere\ncontentacl\ncoloured\nd\nsoft\nsparse\n755:0";
+    assert_eq!(run(&["podman", "run", "--rm", &id, "sh", "-c", look]), expected);
+
+    // All of that in one layer.
+    let one = place.commit("volumes", "one volumes=include squash=all compression=gzip");
+    assert_eq!(ids(&one).len(), 1);
+    let (_kept, unpacked) = unpack(&one);
+    let (mut layered, mut merged) = (found.clone(), facts(&unpacked));
+    // Nobody keeps the root's time.
+    for facts in [&mut layered, &mut merged] {
+        facts.remove("");
+    }
+    assert_eq!(differences(&layered, &merged), [""; 0]);
+    let id = run(&["podman", "pull", "--quiet", &format!("oci:{}", one.display())]);
     assert_eq!(run(&["podman", "run", "--rm", &id, "sh", "-c", look]), expected);
 
     run(&["podman", "stop", "--time=0", &container.id]);

@@ -14,7 +14,7 @@ use crate::harness::image::name;
 
 /// How a layer is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Packing {
+pub(crate) enum Packing {
     /// As snapfs does it.
     Own(Compression),
     /// In one piece, as docker does it.
@@ -23,7 +23,7 @@ pub(super) enum Packing {
     Zstd,
 }
 
-pub(super) const PACKINGS: [Packing; 5] = [
+pub(crate) const PACKINGS: [Packing; 5] = [
     Packing::Own(Compression::Zstd { level: 1 }),
     Packing::Own(Compression::Gzip),
     Packing::Own(Compression::None),
@@ -36,7 +36,7 @@ fn put(lease: &Lease, media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest, "size": size })
 }
 
-fn put_layer(lease: &Lease, tar: &[u8], packing: Packing) -> Value {
+pub(crate) fn put_layer(lease: &Lease, tar: &[u8], packing: Packing) -> Value {
     match packing {
         Packing::Own(compression) => {
             let mut writer = LayerWriter::new(lease.blob().unwrap(), compression).unwrap();

@@ -2,11 +2,11 @@
 
 /// Appends entries to a tar.
 #[derive(Debug, Default)]
-pub(super) struct Tar(Vec<u8>);
+pub(crate) struct Tar(Vec<u8>);
 
 impl Tar {
     /// An entry with the type `flag`.
-    pub(super) fn entry(mut self, flag: u8, path: &str, target: &str, content: &[u8]) -> Tar {
+    pub(crate) fn entry(mut self, flag: u8, path: &str, target: &str, content: &[u8]) -> Tar {
         let mut block = [0; 512];
         for (long, kind) in [(path, b'L'), (target, b'K')] {
             if long.len() > 100 {
@@ -32,12 +32,12 @@ impl Tar {
         self
     }
 
-    pub(super) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Tar {
+    pub(crate) fn file(self, path: &str, content: impl AsRef<[u8]>) -> Tar {
         self.entry(b'0', path, "", content.as_ref())
     }
 
     /// An access control list for the next entry.
-    pub(super) fn acl(self, acl: &[u8]) -> Tar {
+    pub(crate) fn acl(self, acl: &[u8]) -> Tar {
         let key = b" SCHILY.xattr.system.posix_acl_access=";
         let length = (1..).map(|digits| (digits, digits + key.len() + acl.len() + 1));
         let (_, length) = length.into_iter().find(|(digits, length)| length.to_string().len() == *digits).unwrap();
@@ -46,7 +46,7 @@ impl Tar {
     }
 
     /// A file that its owner alone may read.
-    pub(super) fn private(self, path: &str, content: &str) -> Tar {
+    pub(crate) fn private(self, path: &str, content: &str) -> Tar {
         let at = self.0.len();
         let mut tar = self.file(path, content);
         let header = &mut tar.0[at..at + 512];
@@ -57,20 +57,20 @@ impl Tar {
         tar
     }
 
-    pub(super) fn dir(self, path: &str) -> Tar {
+    pub(crate) fn dir(self, path: &str) -> Tar {
         self.entry(b'5', path, "", b"")
     }
 
-    pub(super) fn symlink(self, path: &str, target: &str) -> Tar {
+    pub(crate) fn symlink(self, path: &str, target: &str) -> Tar {
         self.entry(b'2', path, target, b"")
     }
 
-    pub(super) fn link(self, path: &str, target: &str) -> Tar {
+    pub(crate) fn link(self, path: &str, target: &str) -> Tar {
         self.entry(b'1', path, target, b"")
     }
 
     /// The bytes, with the blocks of zeros at the end.
-    pub(super) fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
