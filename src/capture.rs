@@ -41,6 +41,7 @@ use crate::image::{Compression, LayerWriter, Parent};
 use crate::oci::{Digest, ImageName};
 use crate::progress::Progress;
 use crate::store::{Lease, Store};
+use crate::sys::boot::clock_lead;
 use crate::sys::clock::Clock;
 use during::Still;
 use ground::Ground;
@@ -177,7 +178,7 @@ fn capture_on(
     request: Request<'_>,
     progress: &Progress,
 ) -> Result<(Captured, Held), Error> {
-    let earlier = ground.earlier.take();
+    let (earlier, lead) = (ground.earlier.take(), clock_lead());
     let freezing = Freezing::of(context, container, SEAL_LIMIT).filter(|_| request.pause == Pause::Seal);
     let (taken, held) = match &freezing {
         Some(freezing) => {
@@ -196,7 +197,7 @@ fn capture_on(
         // The one layer is what later snapshots are merged above.
         (origin.layers, origin.is_merged) = (1, true);
     }
-    let memory = files.and_then(|files| Memory::of(context, container, request.compression, origin, &files));
+    let memory = files.and_then(|files| Memory::of(context, container, request.compression, origin, (lead, &files)));
     Ok((Captured { parent, base_layers, snapshot, layer, torn, skipped_sockets, sealed, volumes, memory }, held))
 }
 

@@ -19,6 +19,7 @@ mod pack;
 mod pax;
 mod plain;
 mod scan;
+mod settled;
 mod snapshot;
 pub mod tar;
 
@@ -31,4 +32,5 @@ pub use overlay::Namespace;
 pub(crate) use pax::xattr_name;
 pub use plain::entries_without_whiteouts;
 pub use scan::{Source, scan};
-pub use snapshot::{Difference, Place, Reader, SETTLED, Snapshot, is_settled};
+pub use settled::{SETTLED, is_settled};
+pub use snapshot::{Difference, Place, Reader, Snapshot};

@@ -16,7 +16,7 @@ use crate::changeset::tar::Content;
 use crate::changeset::{Metadata, Place};
 use crate::store::{Lease, Spool};
 use crate::sys::copy::{can_share, copy_range};
-use crate::sys::dir::{Device, next_data};
+use crate::sys::dir::{Device, next_data, stat_file};
 
 /// How much memory is touched beforehand: what a busy log takes, and little against the daemon's 200 MiB.
 const MEMORY: usize = 24 << 20;
@@ -28,6 +28,8 @@ const CHUNK: u64 = 8 << 20;
 pub(super) const LARGE: u64 = 4 << 20;
 /// How much more room in the spool a file gets than it needs: it is being written to. It costs nothing, since it is a hole.
 const GROWTH: u64 = 16 << 30;
+/// The more files there are, the less: all of them take no more than that, for a file of ext4 ends at 16 TiB.
+const GROWTHS: u64 = 8 << 40;
 
 /// See the head of this file.
 pub(super) struct Aside {
@@ -89,12 +91,21 @@ impl Aside {
             return Ok(());
         }
         let rehearsal = self.rehearsed.entry((metadata.device, metadata.ino)).or_insert_with(|| {
-            let room = metadata.size + GROWTH;
+            let room = metadata.size + growth(base);
             self.end = (base + room).next_multiple_of(ALIGNMENT);
             Rehearsal::new(base, room)
         });
         let renewed = rehearsal.renew(file, metadata.size, spool, None);
         renewed.map(|_| ()).map_err(|source| Error::Aside { path: place.path.clone(), source })
+    }
+
+    /// Keeps what was put aside of `file`, which was `metadata` before that, and says what it is now: nobody outside of the
+    /// container can be kept from writing to its files.
+    fn keep(&mut self, metadata: Metadata, file: &File, place: Stored) -> io::Result<()> {
+        let Metadata { size, mtime, ctime, .. } = Metadata::from(&stat_file(file)?);
+        let key = (metadata.device, metadata.ino);
+        self.kept.insert(key, Kept { metadata: Metadata { size, mtime, ctime, ..metadata }, place });
+        Ok(())
     }
 
     /// Whether the file is here, as `metadata` describes it.
@@ -118,8 +129,8 @@ impl Aside {
         {
             let Ok(copied) = renewed else { return Ok(Err(Late)) };
             self.bytes += copied;
-            let place = Stored::Spool { base: rehearsal.base() };
-            self.kept.insert((metadata.device, metadata.ino), Kept { metadata, place });
+            let stored = Stored::Spool { base: rehearsal.base() };
+            self.keep(metadata, file, stored).map_err(read)?;
             return Ok(Ok(()));
         }
         let fits = usize::try_from(metadata.size).ok().filter(|size| *size <= self.memory.len() - self.used);
@@ -151,7 +162,7 @@ impl Aside {
                 }
             }
         };
-        self.kept.insert((metadata.device, metadata.ino), Kept { metadata, place: stored });
+        self.keep(metadata, file, stored).map_err(read)?;
         Ok(Ok(()))
     }
 
@@ -207,7 +218,7 @@ impl Aside {
         Ok(Ok(()))
     }
 
-    /// The content of the file that `metadata` describes, and what it was when it was put aside; none if it was not.
+    /// The content of the file that `metadata` describes, and what it was when it had been put aside; none if it was not.
     pub(super) fn content(&mut self, metadata: &Metadata) -> Result<Option<(Content<'_>, Metadata)>, Error> {
         let Some(kept) = self.kept.get(&(metadata.device, metadata.ino)) else { return Ok(None) };
         let content = match kept.place {
@@ -223,5 +234,66 @@ impl Aside {
             }
         };
         Ok(Some((content, kept.metadata)))
+    }
+}
+
+/// How much more room a file gets that begins at `base`: of what is left, always the same part.
+fn growth(base: u64) -> u64 {
+    GROWTHS.saturating_sub(base) / (GROWTHS / GROWTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::changeset::{Snapshot, Source};
+    use crate::progress::Progress;
+    use crate::store::{DirBackend, Store};
+
+    /// Files of these contents, an [`Aside`] and the places of the files.
+    fn world(contents: &[&[u8]]) -> (tempfile::TempDir, Snapshot, Vec<Place>, Aside) {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        for (n, content) in contents.iter().enumerate() {
+            std::fs::write(root.join(format!("{n:04}")), content).unwrap();
+        }
+        let mut snapshot = Snapshot::take(&Source::Directory(root), &[], &Progress::new()).unwrap();
+        let changes = snapshot.changes(&Progress::new()).unwrap();
+        let places = changes.entries.iter().skip(1).map(crate::changeset::Entry::place).collect();
+        let store = Store::open(Arc::new(DirBackend::open(&temp.path().join("store")).unwrap())).unwrap();
+        let aside = Aside::prepare(&store.lease().unwrap(), 1 << 20).unwrap();
+        (temp, snapshot, places, aside)
+    }
+
+    #[test]
+    fn what_was_written_to_meanwhile_shows() {
+        let (temp, snapshot, places, mut aside) = world(&[b"one", b"two"]);
+        let mut reader = snapshot.reader();
+        for (n, place) in places.iter().enumerate() {
+            let (file, metadata) = reader.open(place).unwrap().unwrap();
+            if n == 1 {
+                std::thread::sleep(Duration::from_millis(20));
+                std::fs::write(temp.path().join("root/0001"), "2").unwrap();
+            }
+            let place = Place { metadata, ..place.clone() };
+            assert!(aside.put(&place, &file, Instant::now() + Duration::from_secs(60)).unwrap().is_ok());
+            let (_, found) = aside.content(&metadata).unwrap().unwrap();
+            assert_eq!(found == metadata, n == 0, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn any_number_of_large_files_has_room() {
+        let mut end = 0;
+        for n in 0..100_000 {
+            let room = LARGE + growth(end);
+            assert!(n > 0 || room > 15 << 30);
+            assert!(n > 200 || room > 10 << 30, "{n}: {room}");
+            end += room;
+        }
+        assert!(end < 9 << 40, "{end}");
     }
 }

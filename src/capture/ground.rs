@@ -246,15 +246,18 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of files that were remembered as `files`.
+    /// Of files that were remembered as `files`, by a capture at whose beginning the clock had that [lead](clock_lead).
     pub(super) fn of(
         context: &Context<'_>,
         container: &Container,
         compression: Compression,
         origin: Origin,
-        files: &[u8],
+        (lead, files): (i128, &[u8]),
     ) -> Option<Memory> {
-        let mut bytes = serde_json::to_vec(&Header::now(context, compression, origin)?).ok()?;
+        let mut header = Header::now(context, compression, origin)?;
+        // A clock that was set back since then is one that was set back since the files were looked at.
+        header.lead = header.lead.max(lead.try_into().ok()?);
+        let mut bytes = serde_json::to_vec(&header).ok()?;
         bytes.push(b'\n');
         bytes.extend_from_slice(files);
         Some(Memory { key: key(container)?, bytes })

@@ -7,7 +7,8 @@
 //! - has the change time now that it had before it was read,
 //! - had that for long enough that any later change was to get another ([`changeset::is_settled`]),
 //! - was not mapped shared and not open for direct writing when the reading of that round began: such a file can change
-//!   without a trace. One that is mapped later and stored to gets a change time after that moment.
+//!   without a trace. One that is mapped later and stored to gets a change time after that moment; on a tmpfs it does
+//!   not, and there nothing is read before the freeze but for a comparison in it.
 //!
 //! All else in the layer is written when the container runs again: [`layout`](super::layout) has the order.
 
@@ -179,6 +180,10 @@ impl Copy<'_> {
         let (files, bytes) = early().fold((0, 0), |(n, sum), entry| (n + 1, sum + entry.metadata.size));
         if look.is_difference() && files <= FEW_FILES / 4 && bytes <= FEW_BYTES / 4 {
             // It takes longer to find out what changes meanwhile than to put all of it aside.
+            return Ok(0);
+        }
+        if look.snapshot.is_memory() {
+            // Whatever was read, nothing would tell whether it is still so.
             return Ok(0);
         }
         let now = Time::now();

@@ -140,6 +140,12 @@ impl Seen {
         let target = if stat.file_type == FileType::Symlink { node.read_link()? } else { Vec::new() };
         Ok(Seen { stat, xattrs, target })
     }
+
+    /// What a container can make large of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        let attributes = self.xattrs.kept.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        (self.target.len() + attributes) as u64
+    }
 }
 
 /// Makes [`Changes`] of what a walk finds, in the order found.
@@ -197,13 +203,14 @@ impl<'a> Collector<'a> {
         self.push(path, Kind::Whiteout, true, Metadata::default(), Vec::new(), 0)
     }
 
-    /// `seen` is at `path`, and its content beneath the root of index `root`. A socket is counted and left out.
+    /// `seen` is at `path`, and its content beneath the root of index `root`. A socket is counted and left out; what the
+    /// layers below have in its place is deleted.
     pub(crate) fn add(&mut self, path: Vec<u8>, seen: Seen, in_lower: bool, root: usize) -> Result<(), Error> {
         let Seen { stat, xattrs, target } = seen;
         let kind = match stat.file_type {
             FileType::Socket => {
                 self.changes.sockets += 1;
-                return Ok(());
+                return if in_lower { self.whiteout(path) } else { Ok(()) };
             }
             FileType::Directory => Kind::Directory,
             FileType::Regular => Kind::File,

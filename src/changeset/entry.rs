@@ -12,7 +12,8 @@ use crate::sys::dir::{Device, Dir, Stat, Time};
 /// the directory handles kept here.
 #[derive(Debug)]
 pub struct Changes {
-    /// Parents before what is in them; in each directory whiteouts first, then the rest, sorted by the bytes of the name.
+    /// Parents before what is in them; in each directory whiteouts first, then the rest, sorted by the bytes of the name. A
+    /// whiteout in the place of a socket is among the rest.
     pub entries: Vec<Entry>,
     /// Sockets left out: no layer can hold one, and a socket file without its listener is useless.
     pub sockets: u64,

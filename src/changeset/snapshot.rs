@@ -2,7 +2,7 @@
 //!
 //! The first look takes everything that a changeset needs of each file; [`Snapshot::update`] looks again only at what has
 //! moved. It says "not moved" of a file whose change time and attributes are what they were *and* whose change time was
-//! old enough when it was looked at ([`SETTLED`]): within one tick of the kernel's clock a second change leaves no trace.
+//! old enough when it was looked at ([`is_settled`]): within one tick of the kernel's clock a second change leaves no trace.
 //! What a second look finds is worth as much as what the first found, so that a changeset can be derived from either.
 
 mod packed;
@@ -11,7 +11,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::changeset::collect::{Seen, look};
 use crate::changeset::cursor::{Cursor, join, split};
@@ -19,6 +18,7 @@ use crate::changeset::earlier::Earlier;
 use crate::changeset::entry::Metadata;
 use crate::changeset::lower::{Lower, is_whiteout_device, open};
 use crate::changeset::scan::{MERGED, Source, UPPER, derive, relative};
+use crate::changeset::settled::is_settled;
 use crate::changeset::{Changes, Error, Namespace};
 use crate::progress::Progress;
 use crate::sys::dir::{Device, Dir, FileType, Stat, Time, is_gone, is_mount, stat_file};
@@ -29,16 +29,6 @@ const KEEP: usize = 32;
 /// The longest path taken, and the most bytes of all that a container can make large: those of a changeset.
 const MAX_PATH: usize = 64 << 10;
 const MAX_BYTES: u64 = 1 << 30;
-
-/// How old a change time must be for the next change to be sure to get another. The kernel before 6.13 takes change times
-/// from the timer's tick, which comes every 10 ms at the slowest (`CONFIG_HZ=100`).
-pub const SETTLED: Duration = Duration::from_millis(20);
-
-/// Whether what changed last at `ctime` had settled at `at`: whatever happens to it from then on changes its change time.
-pub fn is_settled(ctime: Time, at: Time) -> bool {
-    let nanoseconds = |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-    nanoseconds(ctime) + (SETTLED.as_nanos().cast_signed()) < nanoseconds(at)
-}
 
 /// A tree, looked at once or more often.
 #[derive(Debug)]
@@ -270,6 +260,11 @@ impl Snapshot {
     /// Whether whatever is done to a file leaves another change time: [`Dir::leaves_traces`].
     pub fn leaves_traces(&self) -> bool {
         self.upper.leaves_traces().unwrap_or(false)
+    }
+
+    /// Whether a store to a mapped file may leave no trace however long ago it was mapped: [`Dir::is_memory`].
+    pub fn is_memory(&self) -> bool {
+        self.upper.is_memory().unwrap_or(true)
     }
 
     /// Whether [`changes`](Self::changes) must ask the container's own file system what there is, because directories
@@ -534,8 +529,7 @@ impl<'a> Walk<'a> {
             Err(error) => return Err((full, error)),
         };
         let marks = seen.xattrs.marks;
-        let attributes = seen.xattrs.kept.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
-        snapshot.bytes += (seen.target.len() + attributes) as u64;
+        snapshot.bytes += seen.bytes();
         snapshot.needs_merged |= marks.indexed || (marks.redirect && seen.stat.file_type == FileType::Directory);
         let mut directory = None;
         match seen.stat.file_type {

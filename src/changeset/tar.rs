@@ -18,6 +18,7 @@ use crate::changeset::cursor::{Cursor, split};
 use crate::changeset::entry::{Changes, Entry, Kind, escape};
 use crate::changeset::location::Location;
 use crate::changeset::pax::{Records, decimal};
+use crate::changeset::scan::UPPER;
 use crate::changeset::snapshot::same;
 use crate::progress::{Cancelled, Progress};
 use crate::sys::dir::{Time, is_gone, next_data, stat_file};
@@ -282,8 +283,9 @@ impl<'a, W: Write> Writer<'a, W> {
         let after = stat_file(&file).map_err(read_error(entry))?;
         // Where a file ended early looks like a hole: only its size tells.
         let described = &entry.metadata;
-        // Through an overlay a file may have another inode number than in its layer, but not another change time.
-        let is_it = before.ino == described.ino || before.ctime == described.ctime;
+        // Through an overlay a file may have another inode number than in its layer, but not another change time. Elsewhere
+        // that is no proof: files that were made at one tick of the clock have the same.
+        let is_it = before.ino == described.ino || (entry.root != UPPER && before.ctime == described.ctime);
         if !complete || !is_it || !same(&before, &after) || after.size != described.size {
             return Ok(Read::Torn);
         }

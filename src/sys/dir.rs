@@ -163,6 +163,14 @@ impl Dir {
         Ok(KNOWN.iter().any(|known| i64::from(*known) == magic & 0xffff_ffff))
     }
 
+    /// Whether the file system keeps its files in memory only: it lets a page that was read be stored to unnoticed.
+    pub fn is_memory(&self) -> io::Result<bool> {
+        // tmpfs, ramfs, hugetlbfs: statfs(2).
+        const MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+        let magic = rustix::fs::fstatfs(&self.0)?.f_type;
+        Ok(MEMORY.iter().any(|known| i64::from(*known) == magic & 0xffff_ffff))
+    }
+
     /// Open the directory `name`.
     pub fn open_dir(&self, name: &[u8]) -> io::Result<Dir> {
         Ok(Dir(open_without_atime(&self.0, OsStr::from_bytes(name), OFlags::DIRECTORY | OFlags::NOFOLLOW, BENEATH)?))

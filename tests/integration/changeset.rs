@@ -351,6 +351,19 @@ fn sockets_are_counted_and_mount_points_left_out() {
     assert_eq!(found.sockets, 1);
 }
 
+/// No layer can hold a socket, and what was there before it is not there.
+#[test]
+fn what_a_socket_took_the_place_of_is_deleted() {
+    let temp = scratch();
+    let below = temp.path().join("lower");
+    make(&below, &[file("run/s", "old"), file("run/d/old", "old"), file("run/z", "stays")]);
+    let overlay = Overlay::mount(temp.path(), &[below], temp.path().join("upper"), "");
+    make(&overlay.merged, &[absent("run/s"), socket("run/s"), absent("run/d"), socket("run/d"), socket("run/new")]);
+    let found = scan(&overlay_source(&overlay, true, Namespace::Trusted), &[], &Progress::new()).unwrap();
+    assert_eq!(lines(&found), ["C dir /", "C dir /run", "D /run/d", "D /run/s"]);
+    assert_eq!(found.sockets, 3);
+}
+
 #[test]
 fn a_plain_directory_is_all_additions_and_has_no_overlay_marks() {
     let temp = scratch();

@@ -1,5 +1,6 @@
 //! `pause=seal`: the image is the container at one moment, whatever its processes do, and the moment is short.
 
+mod traces;
 pub(crate) mod workload;
 
 use std::fs;

@@ -173,6 +173,41 @@ fn a_file_that_vanishes_is_an_error_if_frozen_and_left_out_if_live() {
     assert_eq!(found["victim"].content.len(), 4 << 20);
 }
 
+/// Files that were made at one tick of the clock differ in nothing but their inode and their content.
+#[test]
+fn a_twin_in_another_directory_is_not_taken_for_the_file() {
+    let temp = scratch();
+    let root = temp.path().join("root");
+    let paths = ["one/file", "two/file"].map(|path| root.join(path));
+    let ctime = |path: &Path| fs::symlink_metadata(path).map(|stat| (stat.ctime(), stat.ctime_nsec())).unwrap();
+    make(&root, &[dir("one"), dir("two")]);
+    // Opened without a look at either between the two, which would give the second one a finer time.
+    let are_twins = (0..1000).any(|_| {
+        paths.iter().for_each(|path| drop(fs::remove_file(path)));
+        paths.iter().for_each(|path| fs::write(path, path.parent().unwrap().file_name().unwrap().as_bytes()).unwrap());
+        ctime(&paths[0]) == ctime(&paths[1])
+    });
+    assert!(are_twins, "no two files of one tick");
+    let changes = scan(&Source::Directory(root.clone()), &[], &Progress::new()).unwrap();
+    let read = || {
+        let mut bytes = Vec::new();
+        let written = tar::write(&changes, &mut bytes, &Progress::new(), LIVE).unwrap();
+        let out = scratch();
+        extract(&bytes, out.path());
+        (written.torn, fs::read(out.path().join("one/file")).unwrap())
+    };
+    assert_eq!(read(), (vec![], b"one".to_vec()));
+    rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        root.join("one"),
+        rustix::fs::CWD,
+        root.join("two"),
+        RenameFlags::EXCHANGE,
+    )
+    .unwrap();
+    assert_eq!(read(), (vec![b"one/file".to_vec(), b"two/file".to_vec()], b"two".to_vec()));
+}
+
 struct StopAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {

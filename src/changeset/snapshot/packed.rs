@@ -7,12 +7,13 @@ use crate::changeset::cursor::join;
 use crate::changeset::overlay::{Marks, Namespace, Xattrs};
 use crate::changeset::pack::{Packer, Unpacker};
 use crate::changeset::scan::Source;
-use crate::changeset::snapshot::{Child, Directory, Here, Snapshot, is_settled};
+use crate::changeset::settled::is_settled;
+use crate::changeset::snapshot::{Child, Directory, Here, Snapshot};
 use crate::changeset::{Earlier, Error};
 use crate::sys::dir::{FileType, Stat, Time};
 
 /// What the bytes begin with; another number for another format.
-const MAGIC: &[u8] = b"snapfs files 1\n";
+const MAGIC: &[u8] = b"snapfs files 2\n";
 
 const FILE_TYPES: [FileType; 7] = [
     FileType::Regular,
@@ -43,7 +44,6 @@ impl Snapshot {
         mounts.sort_unstable();
         packer.number(mounts.len() as u64);
         mounts.into_iter().for_each(|path| packer.text(path));
-        packer.number(self.bytes);
         pack_seen(&mut packer, &self.root);
         packer.byte(u8::from(is_settled(self.root.stat.ctime, at)));
         let mut queue = vec![0];
@@ -103,7 +103,6 @@ fn unpack(unpacker: &mut Unpacker<'_>, snapshot: &mut Snapshot) -> Option<Earlie
     if !same {
         return None;
     }
-    snapshot.bytes = unpacker.number()?;
     snapshot.root = unpack_seen(unpacker)?;
     snapshot.root_settled = unpacker.byte()? == 1;
     snapshot.directories.clear();
@@ -118,6 +117,7 @@ fn unpack(unpacker: &mut Unpacker<'_>, snapshot: &mut Snapshot) -> Option<Earlie
             let mut here = Here::Mount;
             if flags & 1 != 0 {
                 let seen = unpack_seen(unpacker)?;
+                snapshot.bytes += seen.bytes();
                 let directory = (flags & 2 != 0).then(|| {
                     paths.push_back(join(&path, &name));
                     // This one, those before it in the queue, and it.
@@ -126,6 +126,8 @@ fn unpack(unpacker: &mut Unpacker<'_>, snapshot: &mut Snapshot) -> Option<Earlie
                 let below = (flags & 4 != 0).then_some(flags & 8 != 0);
                 here = Here::File { seen, settled: flags & 16 != 0, directory, below };
             }
+            // Of what is there: what is gone was counted, too, and would add up from one snapshot to the next.
+            snapshot.bytes += (path.len() + name.len()) as u64;
             children.push(Child { name, here });
         }
         snapshot.objects += children.len() as u64;
@@ -250,6 +252,10 @@ mod tests {
         let paths: Vec<_> = lines.iter().map(|(letter, path)| format!("{letter} {path}")).collect();
         assert_eq!(paths, ["A ", "D d2", "A d1", "A d1/e", "A d1/e/file", "A new"]);
 
+        // What is gone takes no room any more.
+        let later = again.remember(&earlier, later);
+        assert!(again.bytes > recall(&later).unwrap().0.bytes);
+        assert_eq!(recall(&later).unwrap().0.bytes, Snapshot::take(&source, &[], &progress).unwrap().bytes);
         // Of another directory, and of any other bytes.
         let other = tree();
         assert!(Snapshot::recall(&bytes, &Source::Directory(other.path().to_owned()), &[]).unwrap().is_none());

@@ -39,6 +39,7 @@ fn runs() {
         "append" => append(&root),
         "stamp" => stamp(&root),
         "map" => map(&root),
+        "remap" => remap(&root),
         "churn" => churn(&root),
         "change" => {
             for n in 0.. {
@@ -105,6 +106,34 @@ fn map(root: &Path) {
             #[allow(unsafe_code)]
             unsafe {
                 begin.add(n * PAGE).cast::<u64>().write_volatile(number);
+            }
+        }
+    }
+}
+
+/// Of the files of [`remap`]: half of them come first in the tree, and half last.
+pub(crate) fn remapped(n: usize) -> String {
+    format!("{}stamp{n:02}", if n.is_multiple_of(2) { 'a' } else { 'z' })
+}
+
+/// One number into all files, in their order; each is mapped for that only.
+fn remap(root: &Path) {
+    let paths: Vec<PathBuf> = (0..STAMPED).map(|n| root.join(remapped(n))).collect();
+    paths.iter().for_each(|path| File::create(path).unwrap().set_len(8).unwrap());
+    for number in 1_u64.. {
+        for path in &paths {
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            // SAFETY: a new mapping, of a file that nobody truncates, and the only access to it.
+            #[allow(unsafe_code)]
+            unsafe {
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                let begin = libc::mmap(std::ptr::null_mut(), 8, access, libc::MAP_SHARED, file.as_raw_fd(), 0);
+                assert_ne!(begin, libc::MAP_FAILED);
+                drop(file);
+                // On a file system that wants to hear of no store, the page is mapped to be written to by the load already.
+                assert!(begin.cast::<u64>().read_volatile() < number);
+                begin.cast::<u64>().write_volatile(number);
+                libc::munmap(begin, 8);
             }
         }
     }
