@@ -179,15 +179,7 @@ impl Options {
 fn compression(value: &str) -> Result<Compression, Error> {
     let expected = "zstd, zstd:LEVEL with a level from 1 to 19, gzip or none";
     let wrong = || Error::Value { option: "compression", value: value.to_owned(), expected };
-    match value {
-        "none" => Ok(Compression::None),
-        "gzip" => Ok(Compression::Gzip),
-        "zstd" => Ok(Compression::default()),
-        _ => {
-            let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
-            if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
-        }
-    }
+    Compression::parse(value).filter(|parsed| *parsed != Compression::ZstdChunked).ok_or_else(wrong)
 }
 
 /// Engines believe what these say of a checkpoint, and so does snapfs: a user's word must not pass for that.

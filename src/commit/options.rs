@@ -183,16 +183,7 @@ fn volumes(value: &str) -> Result<Volumes, Error> {
 fn compression(value: &str) -> Result<Compression, Error> {
     let expected = "zstd, zstd:LEVEL with a level from 1 to 19, zstd:chunked, gzip or none";
     let wrong = || Error::Value { option: "compression", value: value.to_owned(), expected };
-    match value {
-        "none" => Ok(Compression::None),
-        "gzip" => Ok(Compression::Gzip),
-        "zstd" => Ok(Compression::default()),
-        "zstd:chunked" => Ok(Compression::ZstdChunked),
-        _ => {
-            let level = value.strip_prefix("zstd:").and_then(|level| level.parse().ok()).ok_or_else(wrong)?;
-            if (1..=19).contains(&level) { Ok(Compression::Zstd { level }) } else { Err(wrong()) }
-        }
-    }
+    Compression::parse(value).ok_or_else(wrong)
 }
 
 /// Our own annotations say what snapfs did; a user's word must not pass for that.

@@ -49,6 +49,20 @@ impl Default for Compression {
 }
 
 impl Compression {
+    /// The word of `compression=`; none for any other.
+    pub fn parse(word: &str) -> Option<Compression> {
+        match word {
+            "none" => Some(Compression::None),
+            "gzip" => Some(Compression::Gzip),
+            "zstd" => Some(Compression::default()),
+            "zstd:chunked" => Some(Compression::ZstdChunked),
+            _ => {
+                let level = word.strip_prefix("zstd:")?.parse().ok().filter(|level| (1..=19).contains(level))?;
+                Some(Compression::Zstd { level })
+            }
+        }
+    }
+
     /// The media type of such a layer.
     pub fn media_type(self) -> &'static str {
         match self {
